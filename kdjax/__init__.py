@@ -1,0 +1,1 @@
+"""Knowledge distillation in JAX, from two arrays of logits to a deployed student."""

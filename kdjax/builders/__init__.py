@@ -1,0 +1,115 @@
+"""From a config to functions and arrays: the only module that reads a config."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from kdjax import networks, parallel, steps, teacher_cache
+from kdjax.builders._checks import check, plain
+from kdjax.builders._objectives import LOSSES
+from kdjax.builders._parts import Parts, network
+from kdjax.data import sources
+from kdjax.training import Training
+from kdjax.types import Variables
+
+__all__ = ["LOSSES", "Experiment", "build"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Offline distillation, ready to run: functions and arrays, no config.
+
+    Attributes:
+      splits: train, validation and test.
+      devices: where programs run.
+      teacher: the large network.
+      student: the small one.
+      seeds: one student and one baseline each.
+      teacher_checkpoint: a file or directory to import the teacher from, or `None`.
+      cached: whether the teacher is read from a cache, or runs in every step.
+      manifest: makes the cache's manifest from the teacher's variables.
+      compute: makes, from the teacher's variables, the function of example ids and a
+        view that the cache is filled with.
+      teacher_training: makes the training of the teacher.
+      student_training: makes that of the student of a seed, from the teacher's
+        variables and the open cache (`None` where the teacher runs online).
+      baseline_training: makes that of the same student without a teacher.
+      inputs: by stage, what its result depends on; JSON-able.
+      predict: by role, the compiled inference `predict(variables, images)`.
+      batch_size: of inference.
+      temperature: at which the report shows soft labels.
+      loss_terms: the names of the student's terms, for the report.
+      published: what the literature reports, by role, and how.
+      config: the whole config, for the report.
+    """
+
+    splits: sources.Splits
+    devices: parallel.Parallel
+    teacher: networks.Network
+    student: networks.Network
+    seeds: tuple[int, ...]
+    teacher_checkpoint: str | None
+    cached: bool
+    manifest: Callable[[Variables], teacher_cache.Manifest]
+    compute: Callable[[Variables], Callable[[np.ndarray, int], np.ndarray]]
+    teacher_training: Callable[[], Training]
+    student_training: Callable[[int, Variables, teacher_cache.Cache | None], Training]
+    baseline_training: Callable[[int], Training]
+    inputs: Mapping[str, Mapping[str, Any]]
+    predict: Mapping[str, Callable[[Variables, Any], np.ndarray]]
+    batch_size: int
+    temperature: float
+    loss_terms: tuple[str, ...]
+    published: Mapping[str, Any]
+    config: Mapping[str, Any]
+
+
+def build(config: ConfigDict) -> Experiment:
+    """Reads a whole config, and raises `UserError` on the first thing wrong with it."""
+    check(config)
+    devices = parallel.create(config.parallel)
+    for role in ("teacher", "student"):
+        devices.check_batch_size(
+            f"{role}.train.batch_size", config[role].train.batch_size
+        )
+    splits = sources.load(
+        config.dataset.name,
+        path=config.dataset.path,
+        data_dir=config.dataset.data_dir,
+        image_size=config.dataset.image_size,
+        validation=config.dataset.validation,
+    )
+    nets = {
+        role: network(config[role], splits.train, devices)
+        for role in ("teacher", "student")
+    }
+    predict = {
+        role: devices.predict_program(steps.make_predict_step(net.apply))
+        for role, net in nets.items()
+    }
+    parts = Parts(config, devices, splits, nets["teacher"], nets["student"], predict)
+    parts.check()
+    return Experiment(
+        splits=splits,
+        devices=devices,
+        teacher=nets["teacher"],
+        student=nets["student"],
+        seeds=tuple(config.seeds),
+        teacher_checkpoint=config.teacher.checkpoint,
+        cached=config.teacher.source == "cached",
+        manifest=parts.manifest,
+        compute=parts.compute,
+        teacher_training=parts.teacher_training,
+        student_training=parts.student_training,
+        baseline_training=parts.baseline_training,
+        inputs=parts.inputs(),
+        predict=predict,
+        batch_size=config.student.train.batch_size,
+        temperature=config.distill.temperature,
+        loss_terms=tuple(dict.fromkeys(["hard", "soft", *config.distill.terms])),
+        published=plain(config.published),
+        config=plain(config),
+    )

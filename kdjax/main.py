@@ -1,0 +1,119 @@
+"""The command line: flags, and how mistakes are told.
+
+Examples:
+  python -m kdjax.main --config=configs/digits_kd.py
+  python -m kdjax.main --config=configs/cifar_kd.py --config.distill.temperature=8
+  python -m kdjax.main --config=configs/cifar_kd.py --stages=cache --verify=1000
+"""
+
+import pathlib
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from kdjax.types import UserError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The experiment: a file, and a variant after a colon."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Receives every result; runs/<config name> by default."
+)
+_STAGES = flags.DEFINE_list(
+    "stages",
+    None,
+    "Which of teacher, cache, student, baseline, report to run; all by default.",
+)
+_VERIFY = flags.DEFINE_integer(
+    "verify", 0, "Recompute so many entries of the cache, and print how far they are."
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Join the other processes of a run (jax.distributed)."
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "host:port of process 0; found by itself on TPU and Slurm."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator.")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one experiment; returns the exit status."""
+    if len(argv) > 1:
+        return _complain(f"Expected flags only, got {' '.join(argv[1:])!r}.")
+    if _CONFIG.value is None:
+        return _complain(
+            "Expected --config=FILE, got none: for example "
+            "--config=configs/digits_kd.py, which needs no download."
+        )
+    logging.set_verbosity(logging.WARNING)
+    # Late: a mistyped flag is told at once, not after seconds of imports.
+    import jax
+
+    from kdjax import builders
+    from kdjax.recipes import offline
+    from kdjax.training import Interrupted
+
+    if _DISTRIBUTED.value:
+        jax.distributed.initialize(
+            _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+        )
+    workdir = pathlib.Path(_WORKDIR.value or default_workdir())
+    try:
+        experiment = builders.build(_CONFIG.value)
+        stages = _STAGES.value or offline.STAGES
+        offline.run(experiment, workdir, stages, command=_command())
+        if _VERIFY.value:
+            print(offline.verify_cache(experiment, workdir, _VERIFY.value))
+    except UserError as error:
+        return _complain(str(error))
+    except Interrupted as interruption:
+        print(f"{interruption} Run the same command to go on.", flush=True)
+    if _DISTRIBUTED.value:
+        jax.distributed.shutdown()
+    return 0
+
+
+def default_workdir() -> pathlib.Path:
+    """runs/cifar_kd for configs/cifar_kd.py, runs/cifar_kd-smoke for its variant."""
+    flag: Any = flags.FLAGS["config"]
+    path, _, variant = flag.config_filename.partition(":")
+    name = pathlib.Path(path).stem
+    return pathlib.Path("runs") / (f"{name}-{variant}" if variant else name)
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses the command line; a mistake is one sentence and exit status 2."""
+    try:
+        rest = flags.FLAGS(list(argv))
+        if flags.FLAGS.config is not None:
+            _ = flags.FLAGS.config.seed  # A file that failed to load says so only now.
+        return rest
+    # The last four are what a config file, or an override of one of its keys, raises.
+    except (flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError) as e:
+        text = str(e)
+        if "Traceback" in text:  # ml_collections quotes one; its last line says it all.
+            text = text.strip().splitlines()[-1]
+        sys.exit(_complain(" ".join(text.split())))
+
+
+def cli() -> None:
+    """The entry point `kdjax`."""
+    app.run(lambda argv: sys.exit(main(argv)), flags_parser=parse_flags)
+
+
+def _command() -> str:
+    return "python -m kdjax.main " + shlex.join(sys.argv[1:])
+
+
+def _complain(sentence: str) -> int:
+    print(f"kdjax: {sentence}", file=sys.stderr, flush=True)
+    return 2
+
+
+if __name__ == "__main__":
+    cli()

@@ -1,0 +1,125 @@
+"""Students and teachers, by name.
+
+Every model is called as `model(images, train=...)`, with float images `[B, H, W, C]`,
+and returns its logits in float32 and its features by name:
+
+* `stem`, and `stage1`, `stage2`...: the last activations at one resolution;
+* `stage1_preact` and so on: the same before their ReLU, where one follows;
+* `pooled`: what the classifier sees, `[B, C]`, in float32;
+* `hidden1`...: the hidden layers of `mlp` and `lenet5`.
+"""
+
+import dataclasses
+import difflib
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from kdjax.models.lenet import LeNet5
+from kdjax.models.mlp import MLP
+from kdjax.models.mobilenet import MobileNetV2
+from kdjax.models.resnet import CifarResNet, ResNet
+from kdjax.models.shufflenet import ShuffleNetV1, ShuffleNetV2
+from kdjax.models.vgg import VGG
+from kdjax.models.wide_resnet import WideResNet
+from kdjax.types import UserError
+
+_partial = functools.partial
+_X4 = (32, 64, 128, 256)
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    # Any images.
+    "mlp": MLP,
+    "lenet5": LeNet5,
+    "lenet5_half": _partial(LeNet5, widths=(3, 8, 60, 42)),
+    # Images of CIFAR's size, about 8x8 to 64x64.
+    "resnet8": _partial(CifarResNet, depth=8),
+    "resnet14": _partial(CifarResNet, depth=14),
+    "resnet20": _partial(CifarResNet, depth=20),
+    "resnet32": _partial(CifarResNet, depth=32),
+    "resnet44": _partial(CifarResNet, depth=44),
+    "resnet56": _partial(CifarResNet, depth=56),
+    "resnet110": _partial(CifarResNet, depth=110),
+    "resnet8x4": _partial(CifarResNet, depth=8, widths=_X4),
+    "resnet32x4": _partial(CifarResNet, depth=32, widths=_X4),
+    "wrn_16_1": _partial(WideResNet, depth=16, widen=1),
+    "wrn_16_2": _partial(WideResNet, depth=16, widen=2),
+    "wrn_40_1": _partial(WideResNet, depth=40, widen=1),
+    "wrn_40_2": _partial(WideResNet, depth=40, widen=2),
+    "vgg8": _partial(VGG, depth=8),
+    "vgg11": _partial(VGG, depth=11),
+    "vgg13": _partial(VGG, depth=13),
+    "vgg16": _partial(VGG, depth=16),
+    "vgg19": _partial(VGG, depth=19),
+    "resnet18_cifar": _partial(ResNet, depth=18, small_images=True),
+    "resnet34_cifar": _partial(ResNet, depth=34, small_images=True),
+    "resnet50_cifar": _partial(ResNet, depth=50, small_images=True),
+    "mobilenet_v2_half_cifar": _partial(
+        MobileNetV2,
+        widths=(16, 8, 12, 16, 32, 48, 80, 160),
+        dropout=0.0,
+        small_images=True,
+    ),
+    "shufflenet_v1_cifar": ShuffleNetV1,
+    "shufflenet_v2_cifar": _partial(ShuffleNetV2, small_images=True),
+    # Images of ImageNet's size.
+    "resnet18": _partial(ResNet, depth=18),
+    "resnet34": _partial(ResNet, depth=34),
+    "resnet50": _partial(ResNet, depth=50),
+    "mobilenet_v2": MobileNetV2,
+    "shufflenet_v2": ShuffleNetV2,
+}
+
+
+def create(
+    name: str,
+    *,
+    num_classes: int,
+    dtype: Any = jnp.float32,
+    axis_name: str | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """A student or a teacher by name.
+
+    Args:
+      name: one of `MODELS`.
+      num_classes: the number of logits.
+      dtype: of the computation; parameters, statistics and logits are float32.
+      axis_name: the `pmap` axis, for BatchNorm and dropout; none under `jit`.
+      **kwargs: the model's own attributes, where its name does not fix them.
+
+    Raises:
+      UserError: if there is no such model, or it has no such attribute.
+
+    Examples:
+      >>> create("wrn_40_2", num_classes=100, dropout=0.3).widen
+      2
+    """
+    if name not in MODELS:
+        near = difflib.get_close_matches(name, MODELS, n=3, cutoff=0.4) or list(MODELS)
+        raise UserError(
+            f"Expected the name of a model, got {name!r}: did you mean "
+            f"{', '.join(near)}?"
+        )
+    allowed = _attributes(MODELS[name])
+    for unexpected in kwargs:
+        if unexpected not in allowed:
+            raise UserError(
+                f"Expected for {name!r} no arguments but "
+                f"{', '.join(['num_classes', 'dtype', *allowed])}, got {unexpected!r}."
+            )
+    return MODELS[name](
+        num_classes=num_classes, dtype=dtype, axis_name=axis_name, **kwargs
+    )
+
+
+def _attributes(make: Callable[..., nn.Module]) -> list[str]:
+    """What may be given beside the common arguments and those the table fixes."""
+    fixed = {"num_classes", "dtype", "axis_name", "parent", "name"}
+    if isinstance(make, functools.partial):
+        fixed |= make.keywords.keys()
+        make = make.func
+    return [f.name for f in dataclasses.fields(make) if f.name not in fixed]  # type: ignore[arg-type]

@@ -1,0 +1,196 @@
+"""Weights from elsewhere, read without executing anything, checked name by name."""
+
+import difflib
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import flax.traverse_util
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from kdjax import checkpoints
+from kdjax.pretrained import layouts, torch_files
+from kdjax.types import UserError, Variables
+
+__all__ = ["load", "save_safetensors", "to_variables"]
+
+TORCH_SUFFIXES = (".pth", ".pt", ".pkl", ".bin", ".tar")
+
+# What wrappers of PyTorch put before every name.
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+
+
+def load(
+    path: str | pathlib.Path,
+    like: Variables,
+    *,
+    rename: layouts.Rename | None = None,
+) -> Variables:
+    """The variables in a file or directory, in the structure of `like`.
+
+    Args:
+      path: a `.safetensors` file, with our names or those of PyTorch; a PyTorch
+        checkpoint (`.pth`, `.pt`), of which only the tensors are read; or a directory
+        of Orbax, of a training's checkpoints or of bare variables.
+      like: variables of the model, for their names, shapes and dtypes;
+        `jax.ShapeDtypeStruct`s will do.
+      rename: as in `to_variables`, for a file with other names than ours.
+
+    Raises:
+      UserError: if there is nothing, it does not read, or names or shapes differ.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        raise UserError(
+            f"Expected a checkpoint at {path}, but there is none: give an Orbax "
+            "directory, a .safetensors file or a PyTorch .pth."
+        )
+    tensors = _read(path)
+    try:
+        return to_variables(tensors, like, rename=rename)
+    except UserError as error:
+        raise UserError(f"{path}{_model_of(path)}: {error}") from error
+
+
+def to_variables(
+    tensors: layouts.Tensors, like: Variables, *, rename: layouts.Rename | None = None
+) -> Variables:
+    """Tensors by name, in the structure of `like`.
+
+    Args:
+      tensors: NumPy arrays by our names, such as `params/Conv_0/kernel`, or by those of
+        PyTorch, with axes in its order.
+      like: variables of the model, for their names, shapes and dtypes;
+        `jax.ShapeDtypeStruct`s will do.
+      rename: maps the names of PyTorch to ours; called with `tensors` and all names
+        expected. By default the one of `layouts.LAYOUTS` that fits best.
+
+    Raises:
+      UserError: if a tensor is missing or one too many, or has not the shape expected.
+
+    Examples:
+      >>> import numpy as np
+      >>> tensors = {"fc.weight": np.ones((3, 5)), "fc.bias": np.zeros(3)}
+      >>> dense = {"kernel": np.zeros((5, 3)), "bias": np.zeros(3)}
+      >>> variables = to_variables(tensors, {"params": {"Dense_0": dense}})
+      >>> variables["params"]["Dense_0"]["kernel"].shape
+      (5, 3)
+    """
+    expected = _flatten(like)
+    if not any(name.startswith("params/") for name in tensors):
+        tensors = _from_torch(tensors, expected, rename)
+    _check_names(tensors, expected)
+    for name, x in expected.items():
+        _check_array(name, tensors[name], x)
+    arrays = {k: np.asarray(tensors[k], x.dtype) for k, x in expected.items()}
+    return flax.traverse_util.unflatten_dict(arrays, sep="/")
+
+
+def save_safetensors(
+    path: pathlib.Path, variables: Variables, *, model: str | None = None
+) -> None:
+    """Writes variables in one rename, named like `params/Dense_0/kernel`.
+
+    Args:
+      path: of the file.
+      variables: arrays in nested mappings.
+      model: its name, for the file's metadata; see `load`'s messages.
+    """
+    temporary = path.with_name("tmp-" + path.name)
+    arrays = {k: np.ascontiguousarray(x) for k, x in _flatten(variables).items()}
+    metadata = {"format": "kdjax"} | ({} if model is None else {"model": model})
+    safetensors.numpy.save_file(arrays, temporary, metadata)
+    temporary.replace(path)
+
+
+def _flatten(variables: Variables) -> dict[str, Any]:
+    return flax.traverse_util.flatten_dict(dict(variables), sep="/")
+
+
+def _read(path: pathlib.Path) -> layouts.Tensors:
+    if path.is_dir():
+        return _flatten(checkpoints.load_variables(path))
+    if path.suffix in TORCH_SUFFIXES:
+        return torch_files.read(path)
+    try:
+        return safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"Expected safetensors in {path}, but it does not read ({error}): it may "
+            "be damaged or cut short, or of another format; copy or convert it again."
+        ) from error
+
+
+def _model_of(path: pathlib.Path) -> str:
+    """What a file of ours says of itself."""
+    if path.suffix != ".safetensors":
+        return ""
+    with safetensors.safe_open(path, "numpy") as file:
+        model = (file.metadata() or {}).get("model")
+    return f" (of a {model!r}, as it says)" if model else ""
+
+
+def _from_torch(
+    tensors: layouts.Tensors,
+    expected: Mapping[str, Any],
+    rename: layouts.Rename | None,
+) -> dict[str, np.ndarray]:
+    """Renames and transposes a state dict; what has no name of ours keeps its own."""
+    tensors = {
+        name: x
+        for name, x in _without_prefix(tensors).items()
+        if not name.endswith("num_batches_tracked")  # Flax keeps no such count.
+    }
+    candidates = layouts.LAYOUTS.values() if rename is None else [rename]
+    best = max(
+        (candidate(tensors, expected) for candidate in candidates),
+        key=lambda renamed: len(expected.keys() & renamed.values()),
+    )
+    if not best:
+        raise UserError(
+            f"Expected the names of a layout out of {', '.join(layouts.LAYOUTS)}, got "
+            f"{', '.join(list(tensors)[:3]) or 'no tensor'}...: rename them, or write "
+            f"safetensors with names such as {next(iter(expected))}."
+        )
+    converted = {
+        ours: layouts.to_flax(ours, tensors[name]) for name, ours in best.items()
+    }
+    return converted | {n: x for n, x in tensors.items() if n not in best}
+
+
+def _without_prefix(tensors: layouts.Tensors) -> layouts.Tensors:
+    for prefix in _PREFIXES:
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            shorter = {name.removeprefix(prefix): x for name, x in tensors.items()}
+            return _without_prefix(shorter)
+    return tensors
+
+
+def _check_names(found: layouts.Tensors, expected: Mapping[str, Any]) -> None:
+    missing = sorted(expected.keys() - found.keys())
+    unknown = sorted(found.keys() - expected.keys())
+    if missing or unknown:
+        name = (missing or unknown)[0]
+        others = unknown if missing else list(expected)
+        near = difflib.get_close_matches(name, others, n=2, cutoff=0.0) or ["none"]
+        raise UserError(
+            f"Expected the {len(expected)} arrays of this model, but {len(missing)} "
+            f"are missing and {len(unknown)} are unknown; the first is {name} "
+            f"(nearest: {', '.join(near)}). Is it of another model?"
+        )
+
+
+def _check_array(name: str, found: np.ndarray, expected: Any) -> None:
+    if found.shape != expected.shape:
+        raise UserError(
+            f"Expected {name} of shape {expected.shape}, got {found.shape}. Has it "
+            "another number of classes, or is it of another model?"
+        )
+    if not jnp.issubdtype(found.dtype, jnp.floating):
+        raise UserError(
+            f"Expected {name} in floating point, got {found.dtype}: restore the "
+            "weights from their quantised form first."
+        )
