@@ -145,7 +145,7 @@ def reliability_bins(
       >>> from kdjax import metrics
       >>> logits = jnp.log(jnp.array([[0.75, 0.25], [0.75, 0.25]]))
       >>> bins = metrics.reliability_bins(logits, jnp.array([0, 1]), num_bins=2)
-      >>> print(bins["count"], bins["confidence"], bins["accuracy"])
+      >>> print(bins["count"], bins["confidence"].round(4), bins["accuracy"])
       [0 2] [0.   0.75] [0.  0.5]
 
     References:
