@@ -48,7 +48,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         model.train.batch_size = 128
         model.train.optimizer.update(name="adamw", weight_decay=0.0)
         model.train.learning_rate.update(schedule="cosine", base=1e-3)
-    config.teacher.train.num_epochs = 60
+    config.teacher.train.num_epochs = 100
     config.teacher.train.optimizer.max_norm = 15.0
     config.teacher.train.augment.jitter = 2
     config.student.train.num_epochs = 60
