@@ -10,7 +10,7 @@ import optax
 
 from kdjax.objectives import Objective
 from kdjax.optimizers import OptimizerFn
-from kdjax.types import ApplyFn, Batch, HParams, Outputs, Values, Variables
+from kdjax.types import ADAPTERS, ApplyFn, Batch, HParams, Outputs, Values, Variables
 
 Metrics: TypeAlias = dict[str, jax.Array]
 TeacherFn: TypeAlias = Callable[[Variables, Batch, Values], Outputs]
@@ -38,9 +38,12 @@ class TrainState:
 
     @property
     def eval_variables(self) -> Variables:
-        """What the model is evaluated, exported and kept with."""
+        """What the model is evaluated, exported and kept with: no adapters."""
         params = self.params if self.ema_params is None else self.ema_params
-        return {"params": params, **self.model_state}
+        return {
+            collection: {name: x for name, x in tree.items() if name != ADAPTERS}
+            for collection, tree in {"params": params, **self.model_state}.items()
+        }
 
 
 @runtime_checkable

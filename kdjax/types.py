@@ -20,6 +20,9 @@ Batch: TypeAlias = Mapping[str, jax.Array]
 * `teacher_logits`: only with a cached teacher, `[B, num_classes]`.
 """
 
+ADAPTERS = "adapters"
+"""Entry of a student's collections with what is trained beside the student itself."""
+
 Values: TypeAlias = Mapping[str, jax.Array]
 """The hyperparameters at one step: scalars by name."""
 

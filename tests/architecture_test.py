@@ -13,9 +13,9 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "kdjax"
 ROWS = (
     ("losses", "types"),
     ("schedules", "fingerprints", "metrics"),
-    ("objectives", "adapters", "features", "models", "data", "teacher_cache"),
-    ("optimizers", "networks", "progress", "measure", "metric_writers"),
-    ("steps",),
+    ("objectives", "models", "data", "teacher_cache"),
+    ("adapters", "optimizers", "networks", "progress", "measure", "metric_writers"),
+    ("features", "steps"),
     ("parallel", "checkpoints"),
     ("pretrained", "training", "workdir"),
     ("default_config",),

@@ -89,7 +89,8 @@ def test_every_key_of_the_defaults_is_read():
 @pytest.mark.slow
 def test_smoke_runs_whole(path, tmp_path):
     experiment = builders.build(_load(path, "smoke"))
-    offline.run(experiment, tmp_path)
+    with jax.numpy_dtype_promotion("standard"):  # For Flax's BatchNorm in bfloat16.
+        offline.run(experiment, tmp_path)
     assert (tmp_path / "report" / "report.html").exists()
 
 
@@ -109,7 +110,8 @@ def test_imagenet_kd_runs_on_a_few_images(tmp_path):
     for model in (config.teacher, config.student):
         model.train.update(num_epochs=1, batch_size=8)
     experiment = builders.build(config)
-    offline.run(experiment, tmp_path / "run")
+    with jax.numpy_dtype_promotion("standard"):  # For Flax's BatchNorm in bfloat16.
+        offline.run(experiment, tmp_path / "run")
     assert (tmp_path / "run" / "report" / "report.html").exists()
 
 

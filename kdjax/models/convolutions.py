@@ -16,8 +16,8 @@ needs: a third of the training step of a ResNet-20.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,8 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
-Pads: TypeAlias = tuple[tuple[int, int], tuple[int, int]]
-Padding: TypeAlias = str | Sequence[tuple[int, int]]
+from kdjax.models import _windows
+from kdjax.models._windows import Padding, Pads
 
 
 class _Window(NamedTuple):
@@ -81,8 +81,8 @@ def conv(
       [[ 8. 12.]
        [12. 18.]]
     """
-    _check_arrays(images, kernel, feature_group_count)
-    pads = _explicit_pads(images, kernel, strides, padding)
+    _windows.check_arrays(images, kernel, feature_group_count)
+    pads = _windows.explicit_pads(images, kernel, strides, padding)
     return _conv(
         images, kernel, _Window((strides[0], strides[1]), pads, feature_group_count)
     )
@@ -356,57 +356,3 @@ def _pad(images: jax.Array, pads: Pads) -> jax.Array:
 
 def _sum(arrays: Iterator[jax.Array]) -> jax.Array:
     return functools.reduce(jnp.add, arrays)
-
-
-# Checks of shapes and dtypes, made while tracing.
-
-
-def _check_arrays(images: jax.Array, kernel: jax.Array, groups: int) -> None:
-    if images.ndim != 4 or kernel.ndim != 4:
-        raise ValueError(
-            "Expected images [B, H, W, C] and a kernel [height, width, C / groups, "
-            f"features], got shapes {images.shape} and {kernel.shape}."
-        )
-    if images.dtype != kernel.dtype or not jnp.issubdtype(images.dtype, jnp.floating):
-        raise TypeError(
-            "Expected images and kernel of one floating-point dtype, got "
-            f"{images.dtype} and {kernel.dtype}."
-        )
-    channels, (_, _, seen, features) = images.shape[-1], kernel.shape
-    if groups < 1 or seen * groups != channels or features % groups:
-        raise ValueError(
-            "Expected channels = groups * the kernel's channels, and features "
-            f"divisible by groups, got {channels} channels, {groups} groups and a "
-            f"kernel {kernel.shape}."
-        )
-
-
-def _explicit_pads(
-    images: jax.Array,
-    kernel: jax.Array,
-    strides: tuple[int, int],
-    padding: Padding,
-) -> Pads:
-    if len(strides) != 2 or min(strides) < 1:
-        raise ValueError(f"Expected two strides of at least 1, got {strides}.")
-    size, kernel_size = images.shape[1:3], kernel.shape[:2]
-    if isinstance(padding, str):
-        if padding not in ("SAME", "VALID"):
-            raise ValueError(
-                "Expected padding 'SAME', 'VALID' or ((top, bottom), (left, right)), "
-                f"got {padding!r}."
-            )
-        padding = lax.padtype_to_pads(size, kernel_size, strides, padding)
-    pads = tuple((int(low), int(high)) for low, high in padding)
-    if len(pads) != 2 or min(sum(pads, ())) < 0:
-        raise ValueError(
-            "Expected padding ((top, bottom), (left, right)) of no less than 0, got "
-            f"{padding}."
-        )
-    padded = tuple(n + sum(pad) for n, pad in zip(size, pads, strict=True))
-    if padded[0] < kernel_size[0] or padded[1] < kernel_size[1]:
-        raise ValueError(
-            f"Expected images no smaller than the kernel {kernel_size}, got {size}, "
-            f"or {padded} with padding."
-        )
-    return pads[0], pads[1]
