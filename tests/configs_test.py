@@ -14,7 +14,7 @@ import pytest
 from ml_collections import config_dict
 from PIL import Image
 
-from kdjax import builders, default_config
+from kdjax import builders, default_config, metric_writers, training
 from kdjax.data import augment
 from kdjax.recipes import offline
 from kdjax.types import UserError
@@ -133,11 +133,11 @@ def test_schedules_of_temperature_and_alpha_reach_the_step():
     )
     experiment = builders.build(config)
     teacher = experiment.teacher.init(jax.random.key(0))
-    training = experiment.student_training(0, teacher, None)
-    temperature, alpha = (training.hparams[k] for k in ("temperature", "alpha"))
-    assert (temperature(0), temperature(training.num_steps)) == (4.0, 1.0)
+    built = experiment.student_training(0, teacher, None)
+    temperature, alpha = (built.hparams[k] for k in ("temperature", "alpha"))
+    assert (temperature(0), temperature(built.num_steps)) == (4.0, 1.0)
     assert alpha(0) == pytest.approx(0.9)
-    assert alpha(training.num_steps) == pytest.approx(0.0, abs=1e-6)
+    assert alpha(built.num_steps) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_more_terms_join_the_objective(tmp_path):
@@ -164,6 +164,61 @@ def test_a_mistaken_term_is_one_sentence(term, expected):
     config.distill.terms.extra = term
     with pytest.raises(UserError, match=expected):
         builders.build(config)
+
+
+def _feature_config(**term):
+    config = _digits(**{"teacher.source": "online", "distill.alpha": 0.0})
+    for model in (config.teacher, config.student):
+        del model.model.hidden
+        model.model.name = "resnet8"
+    config.student.train.update(num_epochs=2, batch_size=120)
+    config.distill.terms.extra = dict(weight=1.0, **term)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("term", "expected"),
+    [
+        (dict(loss="hint", student_features="stgae2"), "mean stage2"),
+        (dict(loss="hint", teacher_features="stage[12]"), "as many features"),
+    ],
+)
+def test_features_that_do_not_fit_are_one_sentence(term, expected):
+    with pytest.raises(UserError, match=expected):
+        builders.build(_feature_config(**term))
+
+
+def test_features_are_not_read_from_a_cache_of_logits():
+    config = _feature_config(loss="attention_transfer")
+    config.teacher.source = "cached"
+    with pytest.raises(UserError, match=r"teacher\.source=online"):
+        builders.build(config)
+
+
+QUICK = ("hint", "review")  # The rest trains in the slow suite.
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        for name in builders.LOSSES
+    ],
+)
+def test_every_method_of_the_table_trains_a_student_on_real_images(name, tmp_path):
+    config = _feature_config(loss=name)
+    config.log_every_steps = 1
+    config.distill.terms.hard = dict(loss="cross_entropy", weight=0.0)
+    config.student.train.update(num_epochs=3, batch_size=240)
+    config.student.train.learning_rate.update(schedule="constant", base=0.02)
+    experiment = builders.build(config)
+    teacher = experiment.teacher.init(jax.random.key(9))
+    _, saved = training.fit(experiment.student_training(0, teacher, None), tmp_path)
+    saved.close()
+    values = [row["extra"] for row in metric_writers.read(tmp_path)]
+    assert len(values) == 15
+    assert np.all(np.isfinite(values))
+    assert np.mean(values[-3:]) < np.mean(values[:3])
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from kdjax import networks, parallel, steps, teacher_cache
 from kdjax.builders._checks import check, plain
-from kdjax.builders._objectives import LOSSES
+from kdjax.builders._methods import LOSSES
 from kdjax.builders._parts import Parts, network
 from kdjax.data import sources
 from kdjax.training import Training

@@ -1,90 +1,51 @@
-"""The table of methods, and objectives with their hyperparameters from a config."""
+"""Objectives with their hyperparameters and adapters, from a config."""
 
-import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from kdjax import losses, schedules
+from kdjax import features, losses, schedules
+from kdjax.builders._methods import LOSSES, FeatureMethod, Method, Shape
 from kdjax.objectives import Objective, Term, weighted_sum
 from kdjax.types import Batch, HParams, Outputs, UserError, Values
 
-Built: TypeAlias = tuple[Objective, dict[str, Any]]
+
+class Sides(NamedTuple):
+    """The shapes of the features of student and teacher, `[1, ...]`, by name."""
+
+    student: Mapping[str, Shape]
+    teacher: Mapping[str, Shape]
 
 
-class Method(NamedTuple):
-    """A loss of `kdjax.losses`, and what it is fed beside the student's logits."""
+class Built(NamedTuple):
+    """What a training minimises.
 
-    fn: Callable[..., jax.Array]
-    teacher: bool = True
-    labels: bool = False
+    Attributes:
+      objective: the weighted sum.
+      hparams: schedules of its numbers.
+      adapters: what is trained beside the student.
+      uses_features: whether it reads features of the teacher.
+    """
 
-    def __call__(
-        self,
-        student: Outputs,
-        teacher: Outputs,
-        batch: Batch,
-        *,
-        standardize: bool = False,
-        **hyperparameters: Any,
-    ) -> jax.Array:
-        """The loss, `[B]`, perhaps of standardised logits (Sun et al. 2024)."""
-        arrays = [student.logits, teacher.logits] if self.teacher else [student.logits]
-        if standardize:
-            arrays = [losses.standardize_logits(x) for x in arrays]
-        if self.labels:
-            arrays.append(batch["label"])
-        return self.fn(*arrays, where=batch["mask"], **hyperparameters)
-
-    def options(self) -> dict[str, bool]:
-        """What a term may set, and whether it is an array in the compiled step."""
-        keywords = {
-            name: parameter.annotation not in (int, bool, str)
-            for name, parameter in inspect.signature(self.fn).parameters.items()
-            if parameter.kind is parameter.KEYWORD_ONLY and name != "where"
-        }
-        return keywords | {"weight": True, "standardize": False}
-
-
-# The methods that a config can name under `distill.terms`.
-LOSSES: Mapping[str, Method] = {
-    "adaptive_kl": Method(losses.adaptive_kl),
-    "consistency": Method(losses.consistency_loss),
-    "cross_entropy": Method(losses.cross_entropy, teacher=False, labels=True),
-    "cwtm": Method(losses.cwtm_loss, labels=True),
-    "dist": Method(losses.dist_loss),
-    "dkd": Method(losses.dkd_loss, labels=True),
-    "fedmd": Method(losses.fedmd_loss),
-    "forward_kl": Method(losses.forward_kl),
-    "hard_target": Method(losses.hard_target_loss),
-    "jensen_shannon": Method(losses.jensen_shannon),
-    "logit_matching": Method(losses.logit_matching_loss),
-    "mlkd": Method(losses.mlkd_loss),
-    "nkd": Method(losses.nkd_loss, labels=True),
-    "reverse_kl": Method(losses.reverse_kl),
-    "skew_forward_kl": Method(losses.skew_forward_kl),
-    "skew_reverse_kl": Method(losses.skew_reverse_kl),
-    "soft_target": Method(losses.soft_target_loss),
-    "symmetric_kl": Method(losses.symmetric_kl),
-    "taid": Method(losses.taid_loss),
-    "top_k_kl": Method(losses.top_k_kl),
-    "total_variation": Method(losses.total_variation),
-    "ttm": Method(losses.ttm_loss),
-    "virtual_teacher": Method(losses.virtual_teacher_loss, teacher=False, labels=True),
-    "wsld": Method(losses.wsld_loss, labels=True),
-    "wttm": Method(losses.wttm_loss),
-}
+    objective: Objective
+    hparams: dict[str, Any]
+    adapters: dict[str, features.Adapter]
+    uses_features: bool
 
 
 def label_objective(train: ConfigDict) -> Built:
     """Labels alone: how a teacher and a baseline are trained."""
     hparams = {"label_smoothing": schedules.Constant(train.label_smoothing)}
-    return weighted_sum({"hard": Term(_hard, lambda values: 1.0)}), hparams
+    objective = weighted_sum({"hard": Term(_hard, lambda values: 1.0)})
+    return Built(objective, hparams, {}, False)
 
 
-def distill_objective(distill: ConfigDict, train: ConfigDict, num_steps: int) -> Built:
+def distill_objective(
+    distill: ConfigDict, train: ConfigDict, num_steps: int, sides: Sides
+) -> Built:
     r"""Hinton's two terms, and any others that the config names.
 
     .. math::
@@ -109,10 +70,23 @@ def distill_objective(distill: ConfigDict, train: ConfigDict, num_steps: int) ->
             for name in ("temperature", "alpha")
         },
     }
-    for name, term in distill.terms.items():
-        terms[name], term_hparams = _term(name, term)
-        hparams |= term_hparams
-    return weighted_sum(terms), hparams
+    adapters: dict[str, features.Adapter] = {}
+    uses_features = False
+    for name, config in distill.terms.items():
+        settings = dict(config)
+        method = _method(name, settings)
+        hparams |= {
+            f"{name}.{key}": schedules.Constant(value)
+            for key, value in settings.items()
+            if method.options()[key]
+        }
+        if isinstance(method, FeatureMethod):
+            terms[name], more = _feature_term(name, method, settings, sides)
+            adapters |= more
+            uses_features = True
+        else:
+            terms[name] = _term(name, method, settings)
+    return Built(weighted_sum(terms), hparams, adapters, uses_features)
 
 
 def _hard(
@@ -139,14 +113,13 @@ def _soft(
     )
 
 
-def _term(name: str, config: ConfigDict) -> tuple[Term, dict[str, Any]]:
-    """A term of the config: its loss, its weight, and numbers for the loss."""
-    settings = dict(config)
+def _method(name: str, settings: dict[str, Any]) -> Method | FeatureMethod:
+    """The method of a term; its name is taken out of the settings."""
     method = LOSSES.get(settings.pop("loss", ""))
     if method is None or "weight" not in settings:
         raise UserError(
             f"Expected distill.terms.{name} to have a weight and a loss out of "
-            f"{', '.join(LOSSES)}; got {dict(config)}."
+            f"{', '.join(LOSSES)}; got {settings}."
         )
     options = method.options()
     if unknown := settings.keys() - options.keys():
@@ -154,19 +127,93 @@ def _term(name: str, config: ConfigDict) -> tuple[Term, dict[str, Any]]:
             f"Expected distill.terms.{name} to set some of {', '.join(options)}, got "
             f"{', '.join(sorted(unknown))}."
         )
-    numbers = {key: value for key, value in settings.items() if options[key]}
-    static: dict[str, Any] = {
-        key: value for key, value in settings.items() if not options[key]
-    }
+    return method
+
+
+def _reader(name: str, method: Method | FeatureMethod, settings: dict[str, Any]) -> Any:
+    """A function from the values of a step to the keywords of the loss."""
+    options = method.options()
+    numbers = [key for key in settings if options[key] and key != "weight"]
+    static = {key: value for key, value in settings.items() if not options[key]}
+
+    def read(values: Values) -> dict[str, Any]:
+        return static | {key: values[f"{name}.{key}"] for key in numbers}
+
+    return read
+
+
+def _term(name: str, method: Method, settings: dict[str, Any]) -> Term:
+    read = _reader(name, method, settings)
 
     def fn(
         student: Outputs, teacher: Outputs, batch: Batch, values: Values
     ) -> jax.Array:
-        read = {key: values[f"{name}.{key}"] for key in numbers if key != "weight"}
-        return method(student, teacher, batch, **(static | read))
+        return method(student, teacher, batch, **read(values))
 
-    hparams = {f"{name}.{k}": schedules.Constant(v) for k, v in numbers.items()}
-    return Term(fn, lambda values: values[f"{name}.weight"]), hparams
+    return Term(fn, lambda values: values[f"{name}.weight"])
+
+
+def _feature_term(
+    name: str, method: FeatureMethod, settings: dict[str, Any], sides: Sides
+) -> tuple[Term, dict[str, features.Adapter]]:
+    """A term between features, and the adapters that it needs."""
+    student_taps, teacher_taps = (
+        features.match(settings.pop(f"{side}_features", method.tap), known, side)
+        for side, known in zip(("student", "teacher"), sides, strict=True)
+    )
+    if len(student_taps) != len(teacher_taps):
+        raise UserError(
+            f"Expected distill.terms.{name} to name as many features of the student as "
+            f"of the teacher, got {', '.join(student_taps)} and "
+            f"{', '.join(teacher_taps)}: set student_features and teacher_features."
+        )
+    adapters = _adapters(name, method, student_taps, teacher_taps, sides)
+    pairs = tuple(zip(student_taps, teacher_taps, strict=True))
+    read = _reader(name, method, settings)
+
+    def fn(
+        student: Outputs, teacher: Outputs, batch: Batch, values: Values
+    ) -> jax.Array:
+        total = jnp.zeros((), jnp.float32)
+        for index, (tap, teacher_tap) in enumerate(pairs):
+            total += method.fn(
+                *_arguments(name, method, index, tap, student.features),
+                teacher.features[teacher_tap],
+                where=batch["mask"],
+                **read(values),
+            )
+        return total
+
+    return Term(fn, lambda values: values[f"{name}.weight"]), adapters
+
+
+def _adapters(
+    name: str,
+    method: FeatureMethod,
+    student_taps: tuple[str, ...],
+    teacher_taps: tuple[str, ...],
+    sides: Sides,
+) -> dict[str, features.Adapter]:
+    """One adapter for each pair of layers, or one for all."""
+    if method.adapter is None:
+        return {}
+    shapes = [sides.teacher[tap] for tap in teacher_taps]
+    if method.fuses:
+        return {name: features.Adapter(method.adapter(*shapes), student_taps)}
+    return {
+        f"{name}/{tap}": features.Adapter(method.adapter(shape), (tap,))
+        for tap, shape in zip(student_taps, shapes, strict=True)
+    }
+
+
+def _arguments(
+    name: str, method: FeatureMethod, index: int, tap: str, known: Mapping[str, Any]
+) -> tuple[jax.Array, ...]:
+    """What of the student's features the loss is given for one layer."""
+    if method.fuses:
+        return (known[name][index],)
+    found = known[tap if method.adapter is None else f"{name}/{tap}"]
+    return tuple(found) if method.spread else (found,)
 
 
 def _schedule(kind: str, start: float, end: float, num_steps: int) -> Any:

@@ -10,16 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from kdjax import fingerprints, models, networks, optimizers, parallel, steps
+from kdjax import features, fingerprints, models, networks, optimizers, parallel, steps
 from kdjax import teacher_cache as caches
 from kdjax.builders._checks import plain
 from kdjax.builders._objectives import (
+    Built,
+    Sides,
     distill_objective,
     label_objective,
     optimizer_hparams,
 )
 from kdjax.data import augment, loaders, sources
-from kdjax.objectives import Objective
 from kdjax.training import Training
 from kdjax.types import (
     ApplyFn,
@@ -119,7 +120,7 @@ class Parts:
 
     def check(self) -> None:
         """Builds what is cheap, so that a mistake shows before the first stage."""
-        distill_objective(self.config.distill, self.config.student.train, num_steps=1)
+        self._distillation(num_steps=1)
         for train in (self.config.teacher.train, self.config.student.train):
             self._steps_per_epoch(train)
             self._augmentation(train)
@@ -127,28 +128,40 @@ class Parts:
 
     def teacher_training(self) -> Training:
         train = self.config.teacher.train
-        recipe = _Recipe("teacher", self.teacher, train, *label_objective(train))
+        recipe = _Recipe("teacher", self.teacher, train, label_objective(train))
         return self._training(recipe, self.config.seed)
 
     def baseline_training(self, seed: int) -> Training:
         train = self.config.student.train
-        recipe = _Recipe("baseline", self.student, train, *label_objective(train))
+        recipe = _Recipe("baseline", self.student, train, label_objective(train))
         return self._training(recipe, seed)
 
     def student_training(
         self, seed: int, teacher_variables: Variables, cache: caches.Cache | None
     ) -> Training:
         train = self.config.student.train
-        objective, hparams = distill_objective(
-            self.config.distill, train, self._num_steps(train)
-        )
+        built = self._distillation(self._num_steps(train))
+        student = self.student
+        if built.adapters:
+            student = features.with_adapters(student, built.adapters)
         if cache is None:
             teacher_fn = functools.partial(_run_teacher, self.teacher.apply)
         else:
             teacher_fn = functools.partial(_read_teacher, self._encoding().decode)
             teacher_variables = {}
-        recipe = _Recipe("student", self.student, train, objective, hparams, teacher_fn)
+        recipe = _Recipe("student", student, train, built, teacher_fn)
         return self._training(recipe, seed, teacher_variables, cache)
+
+    def _distillation(self, num_steps: int) -> Built:
+        sides = Sides(features.shapes(self.student), features.shapes(self.teacher))
+        train, distill = self.config.student.train, self.config.distill
+        built = distill_objective(distill, train, num_steps, sides)
+        if built.uses_features and self.config.teacher.source == "cached":
+            raise UserError(
+                "Expected --config.teacher.source=online for terms between features, "
+                "as the cache holds logits alone, got 'cached'."
+            )
+        return built
 
     def manifest(self, teacher_variables: Variables) -> caches.Manifest:
         train = self.config.student.train
@@ -280,7 +293,7 @@ class Parts:
         """One training of a recipe; those of other seeds share its programs."""
         config, train = self.config, recipe.train
         steps_per_epoch = self._steps_per_epoch(train)
-        hparams = {**optimizer_hparams(train, steps_per_epoch), **recipe.hparams}
+        hparams = {**optimizer_hparams(train, steps_per_epoch), **recipe.built.hparams}
         loader = self._loader(train, seed, cache)
         if recipe.role not in self.programs:
             self.programs[recipe.role] = self.devices.train_program(
@@ -319,8 +332,7 @@ class _Recipe:
     role: str
     network: networks.Network
     train: ConfigDict
-    objective: Objective
-    hparams: dict[str, Any]
+    built: Built
     teacher_fn: steps.TeacherFn = _no_teacher
 
     def optimizer_fn(self) -> optimizers.OptimizerFn:
@@ -347,7 +359,7 @@ class _Recipe:
         return steps.make_train_step(
             self.network.apply,
             self.teacher_fn,
-            self.objective,
+            self.built.objective,
             self.optimizer_fn(),
             num_microbatches=self.train.num_microbatches,
             axis_name=axis_name,

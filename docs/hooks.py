@@ -1,0 +1,176 @@
+"""Fills the pages from docstrings, configs and README, while MkDocs builds them.
+
+A line `<!-- name: arguments -->` of a page is replaced by what `EXPANSIONS[name]` makes
+of the arguments. Needs the package, not MkDocs.
+"""
+
+import ast
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from kdjax import citations, losses, types
+
+ROOT = Path(__file__).parents[1]
+
+# Weights of the papers or of their authors' code. Each number stands in the docstring,
+# which says for what the weight is.
+WEIGHTS: dict[str, str] = {}
+
+
+def on_page_markdown(markdown: str, **kwargs: Any) -> str:
+    """What MkDocs calls for every page."""
+
+    def expand(match: re.Match[str]) -> str:
+        return EXPANSIONS[match[1]](*match[2].split())
+
+    return re.sub(r"^<!-- (\w+):(.*) -->$", expand, markdown, flags=re.M)
+
+
+def losses_of(*modules: str) -> str:
+    """A table of the losses of some modules of `kdjax.losses`, and each in full."""
+    names = [name for module in modules for name in public_losses(module)]
+    if not names:
+        return "_Nothing of this family is public yet._"
+    rows = "\n".join(_row(name) for name in names)
+    head = (
+        "| what it measures | function | paper | published weight |\n|---|---|---|---|"
+    )
+    return f"{head}\n{rows}\n\n{_objects('kdjax.losses', names)}"
+
+
+def members_of(module: str) -> str:
+    """Every public name of a module, in full."""
+    return _objects(module, public(module))
+
+
+def configs_of(folder: str) -> str:
+    """A table of the configs: the first sentence of each, and its command."""
+    rows = []
+    for path in sorted((ROOT / folder).glob("*.py")):
+        text = ast.get_docstring(ast.parse(path.read_text())) or ""
+        first = text.partition("\n\n")[0].replace("\n", " ")
+        rows.append(f"| `{folder}/{path.name}` | {first} |")
+    return "| config | experiment |\n|---|---|\n" + "\n".join(rows)
+
+
+def flags_of(module: str) -> str:
+    """A table of the flags that a module defines."""
+    from absl import flags
+
+    importlib.import_module(module)
+    found = flags.FLAGS.flags_by_module_dict()[module]
+    rows = [
+        f"| `--{flag.name}` | {' '.join((flag.help or '').split())} |"
+        for flag in sorted(found, key=lambda flag: flag.name)
+        if "." not in flag.name
+    ]
+    return "| flag | meaning |\n|---|---|\n" + "\n".join(rows)
+
+
+def readme_of(*title: str) -> str:
+    """A section of the README without its heading; all of it but the title if none."""
+    text = (ROOT / "README.md").read_text()
+    if title:
+        text = re.split(rf"^## {re.escape(' '.join(title))}$", text, flags=re.M)[1]
+        text = re.split(r"^## ", text, flags=re.M)[0]
+    else:
+        text = text.partition("\n")[2]
+    # Links into the repository lead nowhere from here.
+    return re.sub(r"\[([^\]]+)\]\((?!https?:|#)[^)]*\)", _unlinked, text).strip()
+
+
+EXPANSIONS: dict[str, Callable[..., str]] = {
+    "losses": losses_of,
+    "members": members_of,
+    "configs": configs_of,
+    "flags": flags_of,
+    "readme": readme_of,
+}
+
+
+def public(module: str) -> list[str]:
+    """What a module offers: its `__all__`, or the functions and classes it defines."""
+    loaded = importlib.import_module(module)
+    if hasattr(loaded, "__all__"):
+        return list(loaded.__all__)
+    return [
+        name
+        for name, x in vars(loaded).items()
+        if not name.startswith("_") and getattr(x, "__module__", None) == module
+        if inspect.isfunction(x) or inspect.isclass(x)
+    ]
+
+
+def public_losses(module: str) -> list[str]:
+    """The names of `kdjax.losses` that one of its modules defines, in its order."""
+    names = set(losses.__all__)
+    tree = ast.parse((ROOT / "kdjax" / "losses" / f"{module}.py").read_text())
+    return [node.name for node in tree.body if getattr(node, "name", None) in names]
+
+
+def targets() -> dict[str, str]:
+    """Where a name in the backticks of a docstring leads, by the name."""
+    found: dict[str, str] = {}
+    for module in ("metrics", "adapters", "losses"):
+        for name in public(f"kdjax.{module}"):
+            found[f"{module}.{name}"] = f"kdjax.{module}.{name}"
+            found[f"kdjax.{module}.{name}"] = f"kdjax.{module}.{name}"
+            if module != "metrics":
+                found[name] = f"kdjax.{module}.{name}"
+    return found
+
+
+def _row(name: str) -> str:
+    loss = getattr(losses, name)
+    summary = (inspect.getdoc(loss) or "").partition("\n")[0].rstrip(".")
+    try:
+        papers = ", ".join(_paper(key) for key in citations.references(loss))
+    except types.UserError:  # A class of what a loss takes has none.
+        papers = ""
+    return (
+        f"| {summary} | [`{name}`][kdjax.losses.{name}] | {papers} | "
+        f"{WEIGHTS.get(name, '')} |"
+    )
+
+
+def _paper(key: str) -> str:
+    """First author and year, with a link and the title on hovering."""
+    fields = citations.fields(citations.entries()[key])
+    authors = [_plain(author) for author in fields["author"].split(" and ")]
+    last = authors[0].split(",")[0]
+    others = {1: "", 2: f" and {authors[-1].split(',')[0]}"}
+    label = f"{last}{others.get(len(authors), ' et al.')} {fields['year']}"
+    return f'[{label}]({_address(fields)} "{_plain(fields["title"])}")'
+
+
+def _address(fields: dict[str, str]) -> str:
+    return next(
+        address.format(fields[name])
+        for name, address in citations.ADDRESSES.items()
+        if name in fields
+    )
+
+
+def _plain(text: str) -> str:
+    """BibTeX's text without its braces, and with its accents."""
+    accents = {r"{\'e}": "é", r"{\"u}": "ü", r"{\"a}": "ä", r"\&": "&"}
+    for code, letter in accents.items():
+        text = text.replace(code, letter)
+    return re.sub("[{}]", "", text)
+
+
+def _objects(module: str, names: list[str]) -> str:
+    return "\n\n".join(f"::: {module}.{name}" for name in names)
+
+
+def _unlinked(match: re.Match[str]) -> str:
+    return match[1] if "`" in match[1] else f"`{match[1]}`"
+
+
+def pages() -> Iterator[Path]:
+    """Every page, for the tests."""
+    yield from sorted((ROOT / "docs").rglob("*.md"))

@@ -1,0 +1,28 @@
+"""Trainable maps that bring a student's features to its teacher's, for some losses.
+
+Each is a Flax module that is trained along with the student and dropped afterwards,
+except for `SimKDProjector`, by which the student predicts.
+"""
+
+from kdjax.adapters._factors import Paraphraser, Translator
+from kdjax.adapters._projectors import MaskedGenerator, SimKDProjector, classify
+from kdjax.adapters._regressors import Connector, Regressor, VariationalRegressor
+from kdjax.adapters._relations import Embed, LearnedTemperature, ctkd_reversal
+from kdjax.adapters._reviews import ReviewFusion
+from kdjax.adapters._semantics import SemanticAttention
+
+__all__ = [
+    "Connector",
+    "Embed",
+    "LearnedTemperature",
+    "MaskedGenerator",
+    "Paraphraser",
+    "Regressor",
+    "ReviewFusion",
+    "SemanticAttention",
+    "SimKDProjector",
+    "Translator",
+    "VariationalRegressor",
+    "classify",
+    "ctkd_reversal",
+]
