@@ -5,10 +5,11 @@ of the arguments. Needs the package, not MkDocs.
 """
 
 import ast
+import html
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,45 @@ from kdjax import citations, losses, types
 
 ROOT = Path(__file__).parents[1]
 
-# Weights of the papers or of their authors' code. Each number stands in the docstring,
-# which says for what the weight is.
-WEIGHTS: dict[str, str] = {}
+NOTE = (
+    "Weights are the paper's or those of the code that is named; the text below says "
+    "for which form and data. A dash: it names none."
+)
+
+# Of the papers or, where named, of other code. Each number stands in the docstring,
+# which says more.
+WEIGHTS = {
+    "activation_loss": "0.1",
+    "attention_transfer_loss": "500 (authors' code), 1000 (RepDistiller)",
+    "batch_norm_statistics_loss": "0.01",
+    "byot_feature_loss": "1e-6 times the batch size",
+    "byot_loss": "0.1",
+    "cat_kd_loss": "15 (CIFAR-100), 0.5 (ImageNet)",
+    "correlation_congruence_loss": "0.02 (RepDistiller)",
+    "cosine_loss": "1",
+    "crd_loss": "0.8",
+    "cwd_loss": "50 (features), 3 (logits), 10 (detectors)",
+    "factor_loss": "500, 200 (RepDistiller)",
+    "fsp_loss": "50 (RepDistiller)",
+    "hint_loss": "100 (RepDistiller)",
+    "image_total_variation": "1e-4",
+    "information_entropy_loss": "5",
+    "mgd_loss": "7e-5",
+    "nst_loss": "50",
+    "ofd_loss": "1e-3 (CIFAR), 1e-4 (ImageNet)",
+    "one_hot_loss": "1",
+    "pkd_loss": "6",
+    "pkt_loss": "30000 (RepDistiller)",
+    "review_loss": "5 (CIFAR-100), 1 or 8 (ImageNet)",
+    "rkd_angle_loss": "50",
+    "rkd_distance_loss": "25",
+    "semckd_loss": "400",
+    "similarity_preserving_loss": "3000",
+    "srrl_loss": "1",
+    "standardize_logits": "9",
+    "vid_loss": "1",
+    "wsld_loss": "2.5 (ImageNet), 2.25 (CIFAR-100)",
+}
 
 
 def on_page_markdown(markdown: str, **kwargs: Any) -> str:
@@ -33,13 +70,9 @@ def on_page_markdown(markdown: str, **kwargs: Any) -> str:
 def losses_of(*modules: str) -> str:
     """A table of the losses of some modules of `kdjax.losses`, and each in full."""
     names = [name for module in modules for name in public_losses(module)]
-    if not names:
-        return "_Nothing of this family is public yet._"
     rows = "\n".join(_row(name) for name in names)
-    head = (
-        "| what it measures | function | paper | published weight |\n|---|---|---|---|"
-    )
-    return f"{head}\n{rows}\n\n{_objects('kdjax.losses', names)}"
+    head = "| method | paper | function | published weight |\n|---|---|---|---|"
+    return f"{head}\n{rows}\n\n{NOTE}\n\n{_objects('kdjax.losses', names)}"
 
 
 def members_of(module: str) -> str:
@@ -48,13 +81,16 @@ def members_of(module: str) -> str:
 
 
 def configs_of(folder: str) -> str:
-    """A table of the configs: the first sentence of each, and its command."""
-    rows = []
-    for path in sorted((ROOT / folder).glob("*.py")):
-        text = ast.get_docstring(ast.parse(path.read_text())) or ""
-        first = text.partition("\n\n")[0].replace("\n", " ")
-        rows.append(f"| `{folder}/{path.name}` | {first} |")
-    return "| config | experiment |\n|---|---|\n" + "\n".join(rows)
+    """The lab notebook of each config: its docstring."""
+    return "\n\n".join(
+        f"### {folder}/{path.name}\n\n{_fenced('text', _docstring(path))}"
+        for path in sorted((ROOT / folder).glob("*.py"))
+    )
+
+
+def source_of(path: str) -> str:
+    """A file of the repository, in full."""
+    return _fenced("python", (ROOT / path).read_text())
 
 
 def flags_of(module: str) -> str:
@@ -64,7 +100,7 @@ def flags_of(module: str) -> str:
     importlib.import_module(module)
     found = flags.FLAGS.flags_by_module_dict()[module]
     rows = [
-        f"| `--{flag.name}` | {' '.join((flag.help or '').split())} |"
+        f"| `--{flag.name}` | {html.escape(' '.join((flag.help or '').split()))} |"
         for flag in sorted(found, key=lambda flag: flag.name)
         if "." not in flag.name
     ]
@@ -89,6 +125,7 @@ EXPANSIONS: dict[str, Callable[..., str]] = {
     "configs": configs_of,
     "flags": flags_of,
     "readme": readme_of,
+    "source": source_of,
 }
 
 
@@ -132,8 +169,8 @@ def _row(name: str) -> str:
     except types.UserError:  # A class of what a loss takes has none.
         papers = ""
     return (
-        f"| {summary} | [`{name}`][kdjax.losses.{name}] | {papers} | "
-        f"{WEIGHTS.get(name, '')} |"
+        f"| {summary} | {papers} | [`{name}`][kdjax.losses.{name}] | "
+        f"{WEIGHTS.get(name, '—')} |"
     )
 
 
@@ -163,14 +200,17 @@ def _plain(text: str) -> str:
     return re.sub("[{}]", "", text)
 
 
+def _docstring(path: Path) -> str:
+    return ast.get_docstring(ast.parse(path.read_text())) or ""
+
+
+def _fenced(language: str, text: str) -> str:
+    return f"```{language}\n{text.strip()}\n```"
+
+
 def _objects(module: str, names: list[str]) -> str:
     return "\n\n".join(f"::: {module}.{name}" for name in names)
 
 
 def _unlinked(match: re.Match[str]) -> str:
     return match[1] if "`" in match[1] else f"`{match[1]}`"
-
-
-def pages() -> Iterator[Path]:
-    """Every page, for the tests."""
-    yield from sorted((ROOT / "docs").rglob("*.md"))

@@ -24,8 +24,8 @@ def to_markdown(text: str, targets: Mapping[str, str] | None = None) -> str:
       The text with formulas as `\(...\)` and `$$...$$`, for arithmatex.
 
     Examples:
-      >>> print(to_markdown("At :math:`\\tau = 1`, as `A Title <https://a.org>`_:"))
-      At \(\tau = 1\), as [A Title](https://a.org):
+      >>> print(to_markdown("At :math:`\\tau`, `A Title <https://a.org>`_.").rstrip())
+      At \(\tau\), [A Title](https://a.org).
       >>> to_markdown(".. math:: a +\n  b\n\nText.\n")
       '$$\na +\nb\n$$\n\nText.\n'
     """

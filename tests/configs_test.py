@@ -169,7 +169,8 @@ def test_a_mistaken_term_is_one_sentence(term, expected):
 def _feature_config(**term):
     config = _digits(**{"teacher.source": "online", "distill.alpha": 0.0})
     for model in (config.teacher, config.student):
-        del model.model.hidden
+        for key in set(model.model) - {"name", "dtype"}:
+            del model.model[key]
         model.model.name = "resnet8"
     config.student.train.update(num_epochs=2, batch_size=120)
     config.distill.terms.extra = dict(weight=1.0, **term)

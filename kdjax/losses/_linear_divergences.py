@@ -63,7 +63,7 @@ def linear_forward_kl(
       >>> print(losses.linear_forward_kl(
       ...     student_hidden, jnp.array([[2.0, 1.0, 0.0]]),
       ...     teacher_hidden, jnp.array([[1.0, 0.0, 0.0]])).round(4))
-      ?
+      [0.1768 0.    ]
 
     References:
       Hsu et al., `Liger Kernel: Efficient Triton Kernels for LLM Training
@@ -143,7 +143,7 @@ def linear_reverse_kl(
       >>> print(losses.linear_reverse_kl(
       ...     student_hidden, jnp.array([[2.0, 1.0, 0.0]]),
       ...     teacher_hidden, jnp.array([[1.0, 0.0, 0.0]])).round(4))
-      ?
+      [0.2668 0.    ]
 
     References:
       Hsu et al., `Liger Kernel: Efficient Triton Kernels for LLM Training
@@ -227,7 +227,7 @@ def linear_symmetric_kl(
       >>> print(losses.linear_symmetric_kl(
       ...     student_hidden, jnp.array([[2.0, 1.0, 0.0]]),
       ...     teacher_hidden, jnp.array([[1.0, 0.0, 0.0]])).round(4))
-      ?
+      [0.2218 0.    ]
 
     References:
       Hsu et al., `Liger Kernel: Efficient Triton Kernels for LLM Training
@@ -310,7 +310,7 @@ def linear_total_variation(
       >>> print(losses.linear_total_variation(
       ...     student_hidden, jnp.array([[2.0, 1.0, 0.0]]),
       ...     teacher_hidden, jnp.array([[1.0, 0.0, 0.0]])).round(4))
-      ?
+      [0.2442 0.    ]
 
     References:
       Hsu et al., `Liger Kernel: Efficient Triton Kernels for LLM Training

@@ -63,7 +63,7 @@ def linear_soft_target_loss(
       >>> print(losses.linear_soft_target_loss(
       ...     student_hidden, jnp.array([[2.0, 1.0, 0.0]]),
       ...     teacher_hidden, jnp.array([[1.0, 0.0, 0.0]])).round(4))
-      ?
+      [0.1768 0.    ]
 
     References:
       Hinton et al., `Distilling the Knowledge in a Neural Network
@@ -147,7 +147,7 @@ def linear_taid_loss(
       ...     student_hidden, jnp.array([[2.0, 1.0, 0.0]]),
       ...     teacher_hidden, jnp.array([[1.0, 0.0, 0.0]]),
       ...     interpolation=0.5).round(4))
-      ?
+      [0.6536 1.0986]
 
     References:
       Shing et al., `TAID: Temporally Adaptive Interpolated Distillation

@@ -29,10 +29,10 @@ VECTOR, LOGITS, MAP, SMALL = (6,), (7,), (5, 4, 3), (3, 6, 2)
 
 
 class Fixed(NamedTuple):
-    """An array that has no batch."""
+    """An array that has no batch: a function of normal numbers."""
 
     shape: tuple[int, ...]
-    of: Callable[[jax.Array], jax.Array]
+    of: Callable[[np.ndarray], np.ndarray]
 
 
 class Case(NamedTuple):
@@ -61,7 +61,7 @@ class Case(NamedTuple):
 
 
 PAIR, MAPS, SIZES = (VECTOR, VECTOR), (MAP, MAP), (MAP, SMALL)
-VARIANCE, MARGINS = Fixed((3,), jnp.exp), Fixed((3,), lambda x: -jnp.abs(x))
+VARIANCE, MARGINS = Fixed((3,), np.exp), Fixed((3,), lambda x: -np.abs(x))
 LAYERS = ((MAP, SMALL, VECTOR), (VECTOR, MAP, SMALL))
 CODE, REPDISTILLER = {"form": "author_code"}, {"form": "repdistiller"}
 
@@ -129,23 +129,27 @@ def case(request):
 
 
 def _inputs(case, batch=8, dtype=jnp.float32, seed=0):
-    """Standard normal numbers times 2."""
-    keys = iter(jax.random.split(jax.random.key(seed), 16))
+    """Standard normal numbers times 2. By NumPy: nothing to compile for each shape."""
+    rng = np.random.default_rng(seed)
 
     def array(kind):
         if isinstance(kind, Fixed):
-            return kind.of(jax.random.normal(next(keys), kind.shape, dtype))
+            return jnp.asarray(kind.of(rng.normal(size=kind.shape)), dtype)
         if isinstance(kind[0], tuple):
             return tuple(array(shape) for shape in kind)
-        return 2 * jax.random.normal(next(keys), (batch, *kind), dtype)
+        return jnp.asarray(2 * rng.normal(size=(batch, *kind)), dtype)
 
     return tuple(array(kind) for kind in case.takes)
 
 
 def _by_batch(fn, case, inputs):
-    """Applies `fn` to every array that has a batch."""
+    """Applies `fn`, of NumPy arrays, to every array that has a batch."""
+
+    def apply(x):
+        return jnp.asarray(fn(np.array(x)))
+
     return tuple(
-        x if isinstance(kind, Fixed) else jax.tree.map(fn, x)
+        x if isinstance(kind, Fixed) else jax.tree.map(apply, x)
         for kind, x in zip(case.takes, inputs, strict=True)
     )
 
@@ -228,11 +232,6 @@ def test_one_value_per_example(case, batch):
     _assert_finite((values, grads))
 
 
-def test_jit_agrees_with_eager(case):
-    inputs = _inputs(case)
-    _assert_close(_value_and_grads_jit(case, inputs)[0], _loss_fn(case)(*inputs))
-
-
 def test_traced_hyperparameters_are_as_good_as_numbers_without_another_trace(case):
     if not case.kwargs:
         pytest.skip("no hyperparameters")
@@ -254,14 +253,14 @@ def test_traced_hyperparameters_are_as_good_as_numbers_without_another_trace(cas
 
 def test_vmap_agrees_with_a_loop(case):
     batches = [_inputs(case, seed=seed) for seed in range(2)]
-    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *batches)
+    stacked = jax.tree.map(lambda *xs: np.stack(xs), *batches)
     expected = [_value_and_grads_jit(case, batch)[0] for batch in batches]
-    _assert_close(jax.jit(jax.vmap(_loss_fn(case)))(*stacked), jnp.stack(expected))
+    _assert_close(jax.jit(jax.vmap(_loss_fn(case)))(*stacked), np.stack(expected))
 
 
 def test_half_precision_inputs_are_computed_in_float32(case):
     half = _inputs(case, dtype=jnp.bfloat16)
-    full = jax.tree.map(lambda x: x.astype(jnp.float32), half)
+    full = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float32)), half)
     loss_fn = jax.jit(_loss_fn(case))
     values = loss_fn(*half)
     assert values.dtype == jnp.float32
@@ -277,30 +276,32 @@ def test_double_precision_is_kept_and_gradients_match_finite_differences(case):
         values, grads = _value_and_grads_jit(case, inputs)
         assert values.dtype == jnp.float64
         moved = (
-            jax.tree.map(lambda x, v, step=step: x + step * v, inputs, direction)
+            jax.tree.map(
+                lambda x, v, step=step: np.asarray(x) + step * v, inputs, direction
+            )
             for step in (1e-6, -1e-6)
         )
-        above, below = (jnp.sum(_value_and_grads_jit(case, x)[0]) for x in moved)
-        slope = sum(map(jnp.vdot, *map(jax.tree.leaves, (grads, direction))))
+        above, below = (np.sum(_value_and_grads_jit(case, x)[0]) for x in moved)
+        slope = sum(map(np.vdot, *map(jax.tree.leaves, (grads, direction))))
         np.testing.assert_allclose(slope, (above - below) / 2e-6, rtol=1e-6)
 
 
 def test_invalid_examples_are_as_if_absent(case):
     inputs = _inputs(case)
-    where = jnp.arange(8) != 1
+    where = np.arange(8) != 1
 
     def poison(x):
-        mask = where.reshape(-1, *[1] * (x.ndim - 1))
-        return jnp.where(jnp.broadcast_to(mask, x.shape), x, jnp.nan)
+        x[~where] = np.nan
+        return x
 
     poisoned = _by_batch(poison, case, inputs)
-    values, grads = _value_and_grads_jit(case, poisoned, where=where)
+    values, grads = _value_and_grads_jit(case, poisoned, where=jnp.asarray(where))
     kept = _by_batch(lambda x: x[where], case, inputs)
     expected, expected_grads = _value_and_grads_jit(case, kept)
-    np.testing.assert_array_equal(values[~where], 0)
-    _assert_close(values[where], expected)
+    np.testing.assert_array_equal(np.asarray(values)[~where], 0)
+    _assert_close(np.asarray(values)[where], expected)
     others = [
-        x[~where]
+        np.asarray(x)[~where]
         for kind, tree in zip(case.takes, grads, strict=True)
         if not isinstance(kind, Fixed)
         for x in jax.tree.leaves(tree)
@@ -310,7 +311,7 @@ def test_invalid_examples_are_as_if_absent(case):
 
 
 def test_a_batch_without_a_valid_example_is_zero(case):
-    inputs = _by_batch(lambda x: jnp.full_like(x, jnp.nan), case, _inputs(case))
+    inputs = _by_batch(lambda x: np.full_like(x, np.nan), case, _inputs(case))
     values, grads = _value_and_grads_jit(case, inputs, where=jnp.zeros(8, bool))
     for x in jax.tree.leaves((values, grads)):
         np.testing.assert_array_equal(x, 0)
@@ -322,17 +323,18 @@ def test_nan_of_a_valid_example_is_not_hidden(case):
     for i, leaf in enumerate(leaves):
         if leaf.shape[0] != 8:
             continue  # It has no batch.
-        broken = leaf.reshape(8, -1).at[2, 0].set(jnp.nan).reshape(leaf.shape)
-        changed = [*leaves[:i], broken, *leaves[i + 1 :]]
+        broken = np.array(leaf)
+        broken[2].flat[0] = np.nan
+        changed = [*leaves[:i], jnp.asarray(broken), *leaves[i + 1 :]]
         values, _ = _value_and_grads_jit(case, jax.tree.unflatten(structure, changed))
         assert np.isnan(values[2])
 
 
 def test_zeros_and_equal_examples_have_finite_gradients(case):
     inputs = _inputs(case)
-    zeros = _by_batch(jnp.zeros_like, case, inputs)
-    equal = _by_batch(lambda x: jnp.broadcast_to(x[:1], x.shape), case, inputs)
-    constant = _by_batch(jnp.ones_like, case, inputs)
+    zeros = _by_batch(np.zeros_like, case, inputs)
+    equal = _by_batch(lambda x: np.broadcast_to(x[:1], x.shape), case, inputs)
+    constant = _by_batch(np.ones_like, case, inputs)
     no_student, no_teacher = (zeros[0], *inputs[1:]), (inputs[0], *zeros[1:])
     for degenerate in (zeros, equal, constant, no_student, no_teacher):
         _assert_finite(_value_and_grads_jit(case, degenerate))
@@ -363,7 +365,7 @@ def test_micro_batches_add_up(case):
         _by_batch(lambda x, rows=rows: x[rows], case, inputs)
         for rows in (slice(0, 1), slice(1, None))
     ]
-    values = jnp.concatenate([_value_and_grads_jit(case, part)[0] for part in parts])
+    values = np.concatenate([_value_and_grads_jit(case, part)[0] for part in parts])
     whole, _ = _value_and_grads_jit(case, inputs)
     if case.couples:
         assert np.any(np.abs(values - whole) > 1e-4)
@@ -388,10 +390,10 @@ def test_misuse_says_what_was_expected(case):
     inputs = _inputs(case)
     loss_fn = _loss_fn(case)
     for i, x in enumerate(inputs):
-        integers = jax.tree.map(lambda x: x.astype(jnp.int32), x)
+        integers = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.int32)), x)
         with pytest.raises(TypeError, match=r"Expected floating-point \S+, got int32"):
             loss_fn(*inputs[:i], integers, *inputs[i + 1 :])
-        fewer = jax.tree.map(lambda x: x[:2], x)
+        fewer = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[:2]), x)
         with pytest.raises(ValueError, match=r"Expected .*got"):
             loss_fn(*inputs[:i], fewer, *inputs[i + 1 :])
     with pytest.raises(TypeError, match="Expected boolean where, got float32"):
