@@ -148,7 +148,7 @@ def test_wheel_works_in_an_empty_environment(tmp_path):
         described = email.message_from_bytes(archive.read(metadata))
     source = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("kdjax/**/*.py")}
     shipped = {name for name in names if ".dist-info/" not in name}
-    assert shipped == source | {"kdjax/py.typed"}
+    assert shipped == source | {"kdjax/py.typed", "kdjax/citations.bib"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert described["License-Expression"] == "Apache-2.0"
 

@@ -10,9 +10,6 @@ from jaxtyping import Array, Float
 from kdjax.adapters import _layers
 from kdjax.models.layers import batch_norm, torch_uniform
 
-# PyTorch's fan-in of a transposed convolution is that of its outputs.
-_transposed_uniform = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
-
 
 class _Leaky(nn.Module):
     """3x3 convolutions with leaky ReLUs; a bias where no BatchNorm would undo it."""
@@ -99,7 +96,7 @@ class Paraphraser(nn.Module):
             self.normalize,
             self.dtype,
             self.axis_name,
-            kernel_init=_transposed_uniform,
+            kernel_init=_layers.transposed_uniform,
             name="decoder",
         )
         factor = encoder(features, train=train)

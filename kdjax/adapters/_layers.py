@@ -9,6 +9,9 @@ from flax import linen as nn
 from kdjax.models.convolutions import Conv
 from kdjax.models.layers import torch_uniform
 
+# PyTorch's fan-in of a transposed convolution is that of its outputs.
+transposed_uniform = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
+
 
 def conv(
     features: int,

@@ -36,6 +36,7 @@ def classify(
 
     Raises:
       ValueError: if the shapes do not fit.
+      TypeError: if an array is not floating-point.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -49,15 +50,9 @@ def classify(
       Chen et al., `Knowledge Distillation with the Reused Teacher Classifier
       <https://arxiv.org/abs/2203.14001>`_, CVPR 2022, section 3.2.
     """
-    if kernel.shape[0] != features.shape[-1]:
-        raise ValueError(
-            f"Expected kernel [channels, num_classes] for features {features.shape}, "
-            f"got {kernel.shape}."
-        )
-    dtype = jnp.promote_types(features.dtype, jnp.float32)
-    flat = features.reshape(features.shape[0], -1, features.shape[-1]).astype(dtype)
-    logits = jnp.mean(flat, axis=1) @ kernel.astype(dtype)
-    return logits if bias is None else logits + bias.astype(dtype)[None]
+    maps = _layers.as_maps(features)
+    average = losses.adaptive_average_pool(maps, size=(1, 1))
+    return losses.class_attention_maps(average, kernel, bias)[:, 0, 0]
 
 
 class SimKDProjector(nn.Module):

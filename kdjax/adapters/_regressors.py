@@ -12,9 +12,6 @@ from kdjax import losses
 from kdjax.adapters import _layers
 from kdjax.models.layers import batch_norm, he_normal, torch_uniform
 
-# PyTorch's fan-in of a transposed convolution is that of its outputs.
-_transposed_uniform = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
-
 
 class Regressor(nn.Module):
     r"""A convolution from the student's features to the shape of a hint.
@@ -93,7 +90,7 @@ class Regressor(nn.Module):
                 strides=(2, 2),
                 use_bias=False,
                 dtype=self.dtype,
-                kernel_init=_transposed_uniform,
+                kernel_init=_layers.transposed_uniform,
                 name="conv",
             )
         size = 1 + shape[1] - height, 1 + shape[2] - width

@@ -310,7 +310,7 @@ def linear_total_variation(
       >>> print(losses.linear_total_variation(
       ...     student_hidden, jnp.array([[2.0, 1.0, 0.0]]),
       ...     teacher_hidden, jnp.array([[1.0, 0.0, 0.0]])).round(4))
-      [0.2442 0.    ]
+      [0.24419999 0.        ]
 
     References:
       Hsu et al., `Liger Kernel: Efficient Triton Kernels for LLM Training
