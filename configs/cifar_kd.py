@@ -55,7 +55,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         config.dataset.path = "data/cifar10.npz"
         config.teacher.checkpoint = "data/resnet56_cifar10.safetensors"
         config.teacher.normalize = "unit"
-        config.student.train.num_epochs = 3
+        config.student.train.num_epochs = 5
         config.student.train.learning_rate.update(
             schedule="cosine", base=0.1, warmup_epochs=0.5
         )
