@@ -35,9 +35,10 @@ from kdjax import losses
 BATCH, CLASSES = 1024, 1000
 MAPS = (256, 8, 8, 64)
 EMBEDDING = (256, 128)
+SCORES, TOKENS_OF = (32, 4, 64, 64), (32, 64, 256)
 LARGE = (4096, 32000)
 # Modules whose losses are those of tokens too.
-TOKENS = ("divergences", "mixtures", "sparse")
+TOKENS = ("divergences", "mixtures", "sparse", "sequences")
 
 
 class Sizes(NamedTuple):
@@ -78,6 +79,18 @@ SHAPES: dict[str, Callable[[Sizes], tuple[int, ...]]] = {
     ),
     **dict.fromkeys(
         ("student_kernel", "teacher_kernel"), lambda sizes: (sizes.dim, sizes.classes)
+    ),
+    **dict.fromkeys(("student_scores", "teacher_scores"), lambda sizes: SCORES),
+    **dict.fromkeys(
+        (
+            "student_queries",
+            "student_keys",
+            "student_values",
+            "teacher_queries",
+            "teacher_keys",
+            "teacher_values",
+        ),
+        lambda sizes: TOKENS_OF,
     ),
     **dict.fromkeys(("margins", "running_mean"), lambda sizes: MAPS[-1:]),
     "teacher_top_logits": lambda sizes: (sizes.batch, 64),
@@ -131,6 +144,8 @@ KEYWORDS: dict[str, dict[str, Any]] = {
     "ttm_loss": {"temperature": 4.0},
     "wttm_loss": {"temperature": 4.0},
     "top_k_kl": {"num_kept": 64},
+    "minilm_loss": {"num_heads": 4},
+    "minilm_relation_loss": {"num_relation_heads": 4},
 }
 
 # What the losses are made of, and has no gradient or no example of its own.

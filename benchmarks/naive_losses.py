@@ -123,6 +123,161 @@ def _cwd(s: jax.Array, t: jax.Array) -> jax.Array:
     return jnp.mean(jnp.sum(t * (jnp.log(t) - jnp.log(s)), axis=1), axis=-1)
 
 
+def _at(x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(x, y[:, None], axis=-1)[:, 0]
+
+
+def _nkd(s: jax.Array, t: jax.Array, y: jax.Array) -> jax.Array:
+    target = -_at(softmax(t), y) * _at(log_softmax(s), y)
+    label = 1000 * jax.nn.one_hot(y, s.shape[-1])
+    return target - 1.5 * jnp.sum(softmax(t - label) * log_softmax(s - label), axis=-1)
+
+
+def _wsld(s: jax.Array, t: jax.Array, y: jax.Array) -> jax.Array:
+    hard = [-_at(log_softmax(x), y) for x in (s, t)]
+    weight = jax.lax.stop_gradient(1 - jnp.exp(-hard[0] / (hard[1] + 1e-7)))
+    return 4 * weight * _cross(softmax(t / 2), s / 2)
+
+
+def _wttm(s: jax.Array, t: jax.Array) -> jax.Array:
+    return jnp.sum(softmax(t) ** 0.25, axis=-1) * _kl(softmax(t / 4), softmax(s))
+
+
+def _cwtm(s: jax.Array, t: jax.Array, y: jax.Array) -> jax.Array:
+    confidence = jnp.max(softmax(t), axis=-1)
+    return -confidence / jnp.mean(confidence) * _at(log_softmax(s), y)
+
+
+def _virtual(s: jax.Array, y: jax.Array) -> jax.Array:
+    probs = jnp.full(s.shape, 0.01 / (s.shape[-1] - 1))
+    probs = jnp.where(jax.nn.one_hot(y, s.shape[-1]) == 1, 0.99, probs)
+    return _kl(softmax(jnp.log(probs) / 20), softmax(s / 20))
+
+
+def _taid(s: jax.Array, t: jax.Array) -> jax.Array:
+    return _cross(softmax(0.5 * jax.lax.stop_gradient(s) + 0.5 * t), s)
+
+
+def _adaptive(s: jax.Array, t: jax.Array) -> jax.Array:
+    p, q = softmax(t), softmax(s)
+    order = jnp.argsort(-p, axis=-1)
+    gap = jnp.take_along_axis(jnp.abs(p - q), order, axis=-1)
+    mass = jnp.cumsum(jnp.take_along_axis(p, order, axis=-1), axis=-1)
+    head = jnp.sum(jnp.where(mass <= 0.5, gap, 0), axis=-1) / jnp.sum(gap, axis=-1)
+    head = jax.lax.stop_gradient(head)
+    return head * _kl(p, q) + (1 - head) * _kl(q, p)
+
+
+def _uld(s: jax.Array, t: jax.Array) -> jax.Array:
+    p, q = (jnp.sort(softmax(x), axis=-1) for x in (t, s))
+    return jnp.sum(jnp.abs(p - q), axis=-1)
+
+
+def _mft(s: jax.Array, t: jax.Array, y: jax.Array) -> jax.Array:
+    p = softmax(t)
+    largest, label = jnp.max(p, axis=-1), _at(p, y)
+    wrong = (largest - label + 0.2) / (1 + largest - label + 1e-7)
+    right = (jnp.minimum(label + 0.2, 1) - largest) / (1 - largest + 1e-7)
+    share = jnp.where(jnp.argmax(p, axis=-1) == y, right, wrong)[:, None]
+    target = (1 - share) * p + share * jax.nn.one_hot(y, p.shape[-1])
+    return _kl(target, softmax(s))
+
+
+def _minillm(s: jax.Array, t: jax.Array, y: jax.Array) -> jax.Array:
+    p, q = softmax(t), softmax(s)
+    weight = _at(q, y) / (0.2 * _at(p, y) + 0.8 * _at(q, y))
+    return jax.lax.stop_gradient(weight) * _kl(q, p)
+
+
+def _top_k(s: jax.Array, t: jax.Array) -> jax.Array:
+    p, q = softmax(t), softmax(s)
+    kept, places = jax.lax.top_k(p, 64)
+    own = jnp.take_along_axis(q, places, axis=-1)
+    rest = [1 - jnp.sum(x, axis=-1, keepdims=True) for x in (kept, own)]
+    return _kl(
+        *(jnp.concatenate(x, axis=-1) for x in zip((kept, own), rest, strict=True))
+    )
+
+
+def _exits(s: jax.Array, t: jax.Array) -> jax.Array:
+    t = softmax(jax.lax.stop_gradient(t) / 3)
+    return 9 * jnp.sum(jax.vmap(lambda x: _kl(t, softmax(x / 3)))(s), axis=0)
+
+
+def _exit_features(s: jax.Array, t: jax.Array) -> jax.Array:
+    t = jax.lax.stop_gradient(t)[None]
+    squares = (s - t) ** 2 * ((s > 0) | (t > 0))
+    return jnp.sum(squares, axis=(0, 2, 3, 4))
+
+
+def _pkt(x: jax.Array) -> jax.Array:
+    similar = (_unit(x) @ _unit(x).T + 1) / 2
+    return similar / jnp.sum(similar, axis=-1, keepdims=True)
+
+
+def _angles(x: jax.Array) -> jax.Array:
+    difference = x[None] - x[:, None]
+    lengths = jnp.linalg.norm(difference + 1e-12, axis=-1, keepdims=True)
+    unit = difference / lengths
+    return jnp.einsum("ijd,ikd->ijk", unit, unit)
+
+
+def _rkd_angle(s: jax.Array, t: jax.Array) -> jax.Array:
+    return jnp.mean(_huber(_angles(s) - _angles(t)), axis=(1, 2))
+
+
+def _standard(x: jax.Array) -> jax.Array:
+    mean = jnp.mean(x, axis=(0, 1, 2), keepdims=True)
+    return (x - mean) / (jnp.std(x, axis=(0, 1, 2), keepdims=True, ddof=1) + 1e-6)
+
+
+def _cka(s: jax.Array, t: jax.Array) -> jax.Array:
+    kernels = [_gram(x - jnp.mean(x, axis=0, keepdims=True)) for x in (s, t)]
+    kernels = [x / jnp.linalg.norm(x) for x in kernels]
+    return len(s) * jnp.sum(kernels[0] * (kernels[1] - kernels[0]), axis=-1) * -1
+
+
+def _channels(x: jax.Array) -> jax.Array:
+    x = x.reshape(x.shape[0], -1, x.shape[-1])
+    return jnp.einsum("bnc,bnd->bcd", x, x)
+
+
+def _ickd(s: jax.Array, t: jax.Array) -> jax.Array:
+    return jnp.mean((_channels(s) - _channels(t)) ** 2, axis=(1, 2))
+
+
+def _activation_boundary(s: jax.Array, t: jax.Array) -> jax.Array:
+    wrong = (s > -1) & (t <= 0), (s <= 1) & (t > 0)
+    squares = (s + 1) ** 2 * wrong[0] + (s - 1) ** 2 * wrong[1]
+    return jnp.sum(squares, axis=(1, 2, 3))
+
+
+def _overhaul(s: jax.Array, t: jax.Array, margins: jax.Array) -> jax.Array:
+    target = jnp.maximum(t, margins)
+    squares = (s - target) ** 2 * ((s > target) | (target > 0))
+    return jnp.sum(squares, axis=(1, 2, 3))
+
+
+def _fsp(s: tuple[jax.Array, ...], t: tuple[jax.Array, ...]) -> jax.Array:
+    grams = [
+        jnp.einsum("bhwc,bhwd->bcd", *x) / (x[0].shape[1] * x[0].shape[2])
+        for x in (s, t)
+    ]
+    return jnp.mean((grams[0] - grams[1]) ** 2, axis=(1, 2))
+
+
+def _relation(x: jax.Array, y: jax.Array) -> jax.Array:
+    x, y = (v.reshape(*v.shape[:2], 4, -1) for v in (x, y))
+    return softmax(jnp.einsum("bqhd,bkhd->bhqk", x, y) / x.shape[-1] ** 0.5)
+
+
+def _minilm(pairs: tuple[tuple[int, int], ...], *x: jax.Array) -> jax.Array:
+    return sum(
+        jnp.mean(_kl(_relation(x[3 + i], x[3 + j]), _relation(x[i], x[j])), axis=1)
+        for i, j in pairs
+    )
+
+
 NAIVE: dict[str, Callable[..., jax.Array]] = {
     "attention_transfer_loss": lambda s, t: jnp.linalg.norm(
         _attention(s) - _attention(t), axis=-1
@@ -162,6 +317,46 @@ NAIVE: dict[str, Callable[..., jax.Array]] = {
         0.5 * jnp.sum(jnp.abs(softmax(s) - softmax(t)), axis=-1)
     ),
     "ttm_loss": lambda s, t: _kl(softmax(t / 4), softmax(s)),
+    "ab_loss": _activation_boundary,
+    "adaptive_kl": _adaptive,
+    "byot_feature_loss": _exit_features,
+    "byot_loss": _exits,
+    "cka_loss": _cka,
+    "cwtm_loss": _cwtm,
+    "fsp_loss": _fsp,
+    "hidden_cosine_loss": lambda s, t: 1 - jnp.sum(_unit(s) * _unit(t), axis=-1),
+    "ickd_loss": _ickd,
+    "logit_matching_loss": lambda s, t: 0.5 * jnp.var(s - t, axis=-1),
+    "mft_loss": _mft,
+    "mgd_loss": lambda s, t: jnp.sum((s - t) ** 2, axis=(1, 2, 3)),
+    "minillm_step_loss": _minillm,
+    "minilm_loss": functools.partial(_minilm, ((0, 1), (2, 2))),
+    "minilm_relation_loss": lambda *x: _minilm(((0, 0), (1, 1), (2, 2)), *x) / 3,
+    "mutual_loss": lambda s, t: jnp.mean(
+        jax.vmap(functools.partial(_forward, s))(t), axis=0
+    ),
+    "nkd_loss": _nkd,
+    "ofd_loss": _overhaul,
+    "one_hot_loss": lambda t: -jnp.max(log_softmax(t), axis=-1),
+    "patient_loss": lambda s, t: jnp.sum((_unit(s) - _unit(t)) ** 2, axis=-1),
+    "pkd_loss": lambda s, t: (
+        jnp.mean((_standard(s) - _standard(t)) ** 2, axis=(1, 2, 3)) / 2
+    ),
+    "pkt_loss": lambda s, t: jnp.sum(_pkt(t) * jnp.log(_pkt(t) / _pkt(s)), axis=-1),
+    "rkd_angle_loss": _rkd_angle,
+    "taid_loss": _taid,
+    "tinybert_attention_loss": lambda s, t: jnp.mean((s - t) ** 2, axis=(1, 3)),
+    "tinybert_hidden_loss": lambda s, t: jnp.mean((s - t) ** 2, axis=-1),
+    "tinybert_prediction_loss": lambda s, t: _cross(softmax(t), s),
+    "top_k_kl": _top_k,
+    "uld_loss": _uld,
+    "vid_loss": lambda s, v, t: jnp.mean(
+        0.5 * ((s - t) ** 2 / v + jnp.log(v)), axis=(1, 2, 3)
+    ),
+    "virtual_teacher_loss": _virtual,
+    "wsld_loss": _wsld,
+    "wttm_loss": _wttm,
+    "zskt_generator_loss": lambda s, t: -_forward(s, t),
 }
 NAIVE |= {
     f"linear_{name}": lambda s, w, t, v, loss=NAIVE[name]: loss(s @ w, t @ v)

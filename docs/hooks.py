@@ -22,6 +22,9 @@ NOTE = (
     "for which form and data. A dash: it names none."
 )
 
+# Settings that every term of a config has, or every one of features.
+COMMON = ("weight", "standardize", "student_features", "teacher_features")
+
 # Of the papers or, where named, of other code. Each number stands in the docstring,
 # which says more.
 WEIGHTS = {
@@ -34,9 +37,10 @@ WEIGHTS = {
     "correlation_congruence_loss": "0.02 (RepDistiller)",
     "cosine_loss": "1",
     "crd_loss": "0.8",
-    "cwd_loss": "50 (features), 3 (logits), 10 (detectors)",
+    "cwd_loss": "10 (MMRazor, detectors)",
     "factor_loss": "500, 200 (RepDistiller)",
     "fsp_loss": "50 (RepDistiller)",
+    "hidden_cosine_loss": "1 (DistilBERT)",
     "hint_loss": "100 (RepDistiller)",
     "image_total_variation": "1e-4",
     "information_entropy_loss": "5",
@@ -44,6 +48,7 @@ WEIGHTS = {
     "nst_loss": "50",
     "ofd_loss": "1e-3 (CIFAR), 1e-4 (ImageNet)",
     "one_hot_loss": "1",
+    "patient_loss": "10, 100, 500 or 1000",
     "pkd_loss": "6",
     "pkt_loss": "30000 (RepDistiller)",
     "review_loss": "5 (CIFAR-100), 1 or 8 (ImageNet)",
@@ -53,6 +58,10 @@ WEIGHTS = {
     "similarity_preserving_loss": "3000",
     "srrl_loss": "1",
     "standardize_logits": "9",
+    "tinybert_attention_loss": "1",
+    "tinybert_hidden_loss": "1",
+    "tinybert_prediction_loss": "1",
+    "uld_loss": "1.5, 1 (authors' code)",
     "vid_loss": "1",
     "wsld_loss": "2.5 (ImageNet), 2.25 (CIFAR-100)",
 }
@@ -73,6 +82,19 @@ def losses_of(*modules: str) -> str:
     rows = "\n".join(_row(name) for name in names)
     head = "| method | paper | function | published weight |\n|---|---|---|---|"
     return f"{head}\n{rows}\n\n{NOTE}\n\n{_objects('kdjax.losses', names)}"
+
+
+def methods_of(module: str) -> str:
+    """A table of the losses that a config can name, from the table of the builders."""
+    table = importlib.import_module(module).LOSSES
+    rows = [
+        f"| `{name}` | [`{method.fn.__name__}`][kdjax.losses.{method.fn.__name__}] "
+        f"| {f'`{method.taps}`' if method.taps else ''} "
+        f"| {', '.join(f'`{x}`' for x in method.options() if x not in COMMON)} |"
+        for name, method in sorted(table.items())
+    ]
+    head = "| `loss=` | function | layers | settings |\n|---|---|---|---|"
+    return head + "\n" + "\n".join(rows)
 
 
 def members_of(module: str) -> str:
@@ -122,6 +144,7 @@ def readme_of(*title: str) -> str:
 EXPANSIONS: dict[str, Callable[..., str]] = {
     "losses": losses_of,
     "members": members_of,
+    "methods": methods_of,
     "configs": configs_of,
     "flags": flags_of,
     "readme": readme_of,

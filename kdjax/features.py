@@ -3,7 +3,8 @@
 import dataclasses
 import difflib
 import fnmatch
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -11,32 +12,40 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from kdjax.networks import Network
-from kdjax.types import ADAPTERS, Outputs, UserError, Variables
+from kdjax.types import (
+    ADAPTERS,
+    Batch,
+    Outputs,
+    UserError,
+    Values,
+    Variables,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """A map from some of the student's features, trained with the student.
+    """A map between the features of the two sides, trained with the student.
 
     Attributes:
-      module: called as `module(*features, train=...)`.
-      taps: the names of the features that it is given.
+      module: called as `module(*inputs, train=...)`.
+      inputs: what it is given, out of the student's outputs, the teacher's outputs,
+        the batch and the values of the step.
     """
 
     module: nn.Module
-    taps: tuple[str, ...]
+    inputs: Callable[[Outputs, Outputs, Batch, Values], tuple[Any, ...]]
 
 
-def shapes(network: Network) -> dict[str, tuple[int, ...]]:
-    """The shape of every feature of one image, `[1, ...]`, by name; runs nothing."""
+def describe(network: Network) -> Outputs:
+    """The outputs for one image as `jax.ShapeDtypeStruct`s; runs nothing."""
 
-    def features(rng: jax.Array) -> Mapping[str, jax.Array]:
+    def outputs(rng: jax.Array) -> Outputs:
         images = jnp.zeros((1, *network.image_shape), jnp.uint8)
-        outputs, _ = network.apply(network.init(rng), images, train=False)
-        return outputs.features
+        variables = network.init(rng)
+        outputs, _ = network.apply(variables, images, train=False)
+        return outputs.replace(variables=variables)
 
-    described = jax.eval_shape(features, jax.random.key(0))
-    return {name: x.shape for name, x in described.items()}
+    return jax.eval_shape(outputs, jax.random.key(0))
 
 
 def match(pattern: str, names: Iterable[str], owner: str) -> tuple[str, ...]:
@@ -72,57 +81,39 @@ def match(pattern: str, names: Iterable[str], owner: str) -> tuple[str, ...]:
     return tuple(name for name in names if name in found)
 
 
-def with_adapters(network: Network, adapters: Mapping[str, Adapter]) -> Network:
-    """The network, with adapters that are trained together with it.
+def init(
+    rng: jax.Array,
+    student: Network,
+    teacher: Outputs,
+    adapters: Mapping[str, Adapter],
+    values: Values,
+) -> Variables:
+    """The initial variables of a student and its adapters.
 
-    In training, the output of the adapter called `name` is the feature `name`. Its
-    variables lie under `ADAPTERS` in the collections of the network; in inference
-    nothing of it is left.
+    The student itself starts as it would without them. Theirs lie under `ADAPTERS` in
+    the same collections.
 
     Args:
-      network: the student.
-      adapters: by name, which must be none of the features of `network`.
+      rng: the key that the student alone would be made from.
+      student: the network.
+      teacher: the teacher's outputs, as `describe` gives them.
+      adapters: by name, which must be none of the student's features.
+      values: the hyperparameters of the first step.
     """
-
-    def init(rng: jax.Array) -> Variables:
-        variables = network.init(rng)
-        known = {
-            name: jnp.zeros(shape, jnp.float32)
-            for name, shape in shapes(network).items()
-        }
-        collections: dict[str, dict[str, Any]] = {k: {} for k in variables}
-        for index, (name, adapter) in enumerate(adapters.items()):
-            # The network itself starts as it would without adapters.
-            key = jax.random.fold_in(rng, index)
-            inputs = [known[tap] for tap in adapter.taps]
-            made = adapter.module.init(key, *inputs, train=False)
-            for collection, tree in made.items():
-                collections.setdefault(collection, {})[name] = tree
-        return {
-            k: {**variables.get(k, {}), ADAPTERS: tree}
-            for k, tree in collections.items()
-        }
-
-    def apply(
-        variables: Variables,
-        images: jax.Array,
-        *,
-        train: bool,
-        rng: jax.Array | None = None,
-    ) -> tuple[Outputs, Variables]:
-        own, extra = split(variables)
-        outputs, state = network.apply(own, images, train=train, rng=rng)
-        if not train:
-            return outputs, state
-        features, new_extra = _adapt(adapters, extra, outputs.features, rng)
-        state = {
-            k: {**state.get(k, {}), ADAPTERS: new_extra.get(k, {})}
-            for k in variables
-            if k != "params"
-        }
-        return Outputs(outputs.logits, {**outputs.features, **features}), state
-
-    return dataclasses.replace(network, init=init, apply=apply)
+    own = student.init(rng)
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), (describe(student), teacher)
+    )
+    number, valid = jnp.zeros(1, jnp.int32), jnp.ones(1, bool)
+    batch = {"label": number, "example_id": number, "mask": valid}
+    extra: dict[str, dict[str, Any]] = {collection: {} for collection in own}
+    for index, (name, adapter) in enumerate(adapters.items()):
+        begin = jax.jit(functools.partial(adapter.module.init, train=False))
+        inputs = adapter.inputs(*zeros, batch, values)
+        made = begin(jax.random.fold_in(rng, index), *inputs)
+        for collection, tree in made.items():
+            extra.setdefault(collection, {})[name] = tree
+    return join(own, extra)
 
 
 def split(variables: Variables) -> tuple[Variables, Variables]:
@@ -139,25 +130,40 @@ def split(variables: Variables) -> tuple[Variables, Variables]:
     return {k: tree for k, tree in own.items() if tree}, extra
 
 
-def _adapt(
+def join(own: Variables, extra: Variables) -> Variables:
+    """What `split` took apart."""
+    joined = {collection: dict(tree) for collection, tree in own.items()}
+    for collection, tree in extra.items():
+        joined.setdefault(collection, {})[ADAPTERS] = tree
+    return joined
+
+
+def adapt(
     adapters: Mapping[str, Adapter],
     variables: Variables,
-    features: Mapping[str, jax.Array],
-    rng: jax.Array | None,
-) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """The adapters' outputs, and their collections that are not trained."""
+    student: Outputs,
+    teacher: Outputs,
+    batch: Batch,
+    values: Values,
+    rng: jax.Array,
+) -> tuple[Outputs, Variables]:
+    """The student's outputs with those of its adapters as features, in training.
+
+    Returns:
+      The outputs, in which the output of the adapter called `name` is the feature
+      `name`, and the adapters' collections that are not trained.
+    """
     adapted: dict[str, Any] = {}
     state: dict[str, dict[str, Any]] = {k: {} for k in variables if k != "params"}
     for index, (name, adapter) in enumerate(adapters.items()):
         own = {k: tree[name] for k, tree in variables.items() if name in tree}
-        rngs = None if rng is None else {"dropout": jax.random.fold_in(rng, index)}
         adapted[name], new = adapter.module.apply(
             own,
-            *(features[tap] for tap in adapter.taps),
+            *adapter.inputs(student, teacher, batch, values),
             train=True,
-            rngs=rngs,
+            rngs={"dropout": jax.random.fold_in(rng, index)},
             mutable=[k for k in own if k != "params"],
         )
         for collection, tree in dict(new).items():
             state[collection][name] = tree
-    return adapted, state
+    return student.replace(features={**student.features, **adapted}), state

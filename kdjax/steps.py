@@ -1,6 +1,7 @@
 """Pure train and predict steps, ready for `jax.jit` or `jax.pmap`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import flax.struct
@@ -8,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from kdjax import features
 from kdjax.objectives import Objective
 from kdjax.optimizers import OptimizerFn
-from kdjax.types import ADAPTERS, ApplyFn, Batch, HParams, Outputs, Values, Variables
+from kdjax.types import ApplyFn, Batch, HParams, Outputs, Values, Variables
 
 Metrics: TypeAlias = dict[str, jax.Array]
 TeacherFn: TypeAlias = Callable[[Variables, Batch, Values], Outputs]
@@ -40,10 +42,8 @@ class TrainState:
     def eval_variables(self) -> Variables:
         """What the model is evaluated, exported and kept with: no adapters."""
         params = self.params if self.ema_params is None else self.ema_params
-        return {
-            collection: {name: x for name, x in tree.items() if name != ADAPTERS}
-            for collection, tree in {"params": params, **self.model_state}.items()
-        }
+        own, _ = features.split({"params": params, **self.model_state})
+        return own
 
 
 @runtime_checkable
@@ -88,6 +88,7 @@ def make_train_step(
     objective: Objective,
     optimizer_fn: OptimizerFn,
     *,
+    adapters: Mapping[str, features.Adapter] = MappingProxyType({}),
     num_microbatches: int = 1,
     axis_name: str | None = None,
 ) -> TrainStep:
@@ -106,6 +107,8 @@ def make_train_step(
       objective: returns values of shape `[B]`. The one called `'loss'` is minimised;
         all are reported. It sees the batch of all devices.
       optimizer_fn: makes the optimizer from the step's hyperparameter values.
+      adapters: what is trained beside the student, as `features.init` began it; the
+        objective reads their outputs among the student's features.
       num_microbatches: splits the batch and adds up the gradients of the parts before
         the one update, for less memory. The update is the same, unless the student
         normalises over the batch, or the objective couples examples: such a
@@ -127,15 +130,20 @@ def make_train_step(
             teacher = teacher_fn(teacher_variables, part, values)
 
             def loss_fn(params):
-                student, new_model_state = student_fn(
-                    {"params": params, **model_state},
-                    part["image"],
-                    train=True,
-                    rng=rng,
+                own, extra = features.split({"params": params, **model_state})
+                student, own = student_fn(own, part["image"], train=True, rng=rng)
+                seen = _everyones((student, teacher, _without_image(part)), axis_name)
+                student, teacher_seen, batch_seen = seen
+                student = student.replace(variables={"params": params})
+                teacher_seen = teacher_seen.replace(variables=teacher_variables)
+                student, extra = features.adapt(
+                    adapters, extra, student, teacher_seen, batch_seen, values, rng
                 )
-                sums = _sums(objective, student, teacher, part, values, axis_name)
+                losses = objective(student, teacher_seen, batch_seen, values)
+                losses["accuracy"] = _correct(student, batch_seen)
+                sums = jax.tree.map(jnp.sum, _own(losses, axis_name))
                 means = jax.tree.map(lambda x: x / num_valid, sums)
-                return means["loss"], (new_model_state, means)
+                return means["loss"], (features.join(own, extra), means)
 
             grads, (model_state, means) = jax.grad(loss_fn, has_aux=True)(state.params)
             return model_state, (grads, means)
@@ -178,25 +186,34 @@ def hyperparameters(hparams: HParams, step: jax.Array) -> dict[str, jax.Array]:
     return {name: schedule(step) for name, schedule in hparams.items()}
 
 
-def _sums(objective, student, teacher, batch, values, axis_name):
-    """Sums over this device's examples of an objective that sees everyone's."""
-    batch = {name: x for name, x in batch.items() if name != "image"}
+def _without_image(batch: Batch) -> Batch:
+    return {name: x for name, x in batch.items() if name != "image"}
+
+
+def _everyones(tree: Any, axis_name: str | None) -> Any:
+    """The examples of all devices: what an objective and adapters see.
+
+    Under `pmap` every device computes both for the whole batch, which is little beside
+    the networks, and then keeps its own part: so losses may couple examples, and the
+    adapters' BatchNorm and memories need not know of devices.
+    """
     if axis_name is None:
-        losses = objective(student, teacher, batch, values)
-        correct = _correct(student, batch)
-    else:
-        student, teacher, batch = jax.tree.map(
-            lambda x: jax.lax.all_gather(x, axis_name, tiled=True),
-            (student, teacher, batch),
-        )
-        losses = objective(student, teacher, batch, values)
-        correct = _correct(student, batch)
-        size = correct.shape[0] // jax.lax.axis_size(axis_name)
+        return tree
+    return jax.tree.map(lambda x: jax.lax.all_gather(x, axis_name, tiled=True), tree)
+
+
+def _own(tree: Any, axis_name: str | None) -> Any:
+    """This device's part of what is of the examples of all."""
+    if axis_name is None:
+        return tree
+    num_devices = jax.lax.axis_size(axis_name)
+
+    def part(x: jax.Array) -> jax.Array:
+        size = len(x) // num_devices
         start = jax.lax.axis_index(axis_name) * size
-        losses, correct = jax.tree.map(
-            lambda x: jax.lax.dynamic_slice_in_dim(x, start, size), (losses, correct)
-        )
-    return jax.tree.map(jnp.sum, {**losses, "accuracy": correct})
+        return jax.lax.dynamic_slice_in_dim(x, start, size)
+
+    return jax.tree.map(part, tree)
 
 
 def _correct(student: Outputs, batch: Batch) -> jax.Array:

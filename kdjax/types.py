@@ -32,10 +32,18 @@ HParams: TypeAlias = Mapping[str, Callable[[jax.Array], jax.Array]]
 
 @flax.struct.dataclass
 class Outputs:
-    """What a model returns: logits, and named intermediate activations."""
+    """What a model returns: logits, and named intermediate activations.
 
-    logits: jax.Array
-    features: Mapping[str, jax.Array] = flax.struct.field(default_factory=dict)
+    Attributes:
+      logits: unnormalised log-probabilities, `[B, num_classes]`.
+      features: activations by name, `[B, ...]`.
+      variables: those of the model, once a train step has added them for the losses
+        that read a classifier or the statistics of a BatchNorm; else empty.
+    """
+
+    logits: Any  # An array; its shape and dtype, where a model is described.
+    features: Mapping[str, Any] = flax.struct.field(default_factory=dict)
+    variables: Variables = flax.struct.field(default_factory=dict)
 
 
 @runtime_checkable

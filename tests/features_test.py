@@ -11,7 +11,7 @@ from kdjax import features, networks, objectives, optimizers, schedules, steps
 from kdjax.types import ADAPTERS, Outputs, UserError
 
 NAMES = ["stem", "stage1", "stage1_preact", "stage2", "pooled"]
-SHAPE, CLASSES = (4, 4, 3), 5
+SHAPE, CLASSES, BATCH_STATS = (4, 4, 3), 5, "batch_stats"
 
 
 class Net(nn.Module):
@@ -48,14 +48,22 @@ def _network(width=6):
     )
 
 
-@pytest.fixture
-def student():
-    adapters = {
-        "wide": features.Adapter(Connector(9), ("pooled",)),
-        "map": features.Adapter(Connector(4), ("map",)),
-    }
-    return features.with_adapters(
-        _network(), {f"hint/{k}": v for k, v in adapters.items()}
+def _adapter(width, tap):
+    return features.Adapter(
+        Connector(width), lambda student, *others: (student.features[tap],)
+    )
+
+
+ADAPTERS_BY_NAME = {"hint/wide": _adapter(9, "pooled"), "hint/map": _adapter(4, "map")}
+
+
+def _init(rng=None):
+    return features.init(
+        jax.random.key(0) if rng is None else rng,
+        _network(),
+        features.describe(_network(9)),
+        ADAPTERS_BY_NAME,
+        {},
     )
 
 
@@ -82,42 +90,59 @@ def test_a_pattern_without_a_match_names_what_is_near():
         features.match("stage1,stgae2", NAMES, "the teacher")
 
 
-def test_shapes_are_those_of_one_image():
-    assert features.shapes(_network(3)) == {"map": (1, 4, 4, 3), "pooled": (1, 3)}
+def test_a_description_has_the_shapes_of_one_image():
+    described = features.describe(_network(3))
+    shapes = {name: x.shape for name, x in described.features.items()}
+    assert shapes == {"map": (1, 4, 4, 3), "pooled": (1, 3)}
+    assert described.logits.shape == (1, CLASSES)
+    assert described.variables["params"]["Dense_0"]["kernel"].shape == (3, CLASSES)
 
 
-def test_the_student_starts_as_it_would_without_adapters(student):
+def test_the_student_starts_as_it_would_without_adapters():
     rng = jax.random.key(3)
-    own, extra = features.split(student.init(rng))
+    own, extra = features.split(_init(rng))
     jax.tree.map(np.testing.assert_array_equal, own, _network().init(rng))
-    assert set(extra["params"]) == {"hint/wide", "hint/map"}
+    assert set(extra["params"]) == set(ADAPTERS_BY_NAME)
 
 
-def test_in_training_an_adapters_output_is_a_feature(student):
-    variables = student.init(jax.random.key(0))
-    outputs, state = student.apply(variables, _images(), train=True)
-    plain, plain_state = _network().apply(
-        features.split(variables)[0], _images(), train=True
+def test_joining_undoes_splitting():
+    variables = _init()
+    joined = features.join(*features.split(variables))
+    jax.tree.map(np.testing.assert_array_equal, joined, variables)
+
+
+def test_in_training_an_adapters_output_is_a_feature():
+    own, extra = features.split(_init())
+    student, _ = _network().apply(own, _images(), train=True)
+    outputs, state = features.adapt(
+        ADAPTERS_BY_NAME, extra, student, student, {}, {}, jax.random.key(0)
     )
-    np.testing.assert_array_equal(outputs.logits, plain.logits)
+    np.testing.assert_array_equal(outputs.logits, student.logits)
     assert outputs.features["hint/wide"].shape == (8, 9)
     assert outputs.features["hint/map"].shape == (8, 4, 4, 4)
-    # The statistics of both are updated, each in its place.
-    jax.tree.map(np.testing.assert_array_equal, features.split(state)[0], plain_state)
-    old, new = (x["batch_stats"][ADAPTERS] for x in (variables, state))
-    assert jax.tree.structure(old) == jax.tree.structure(new)
-    for name in old:
-        moved = jax.tree.map(lambda x, y: np.any(x != y), old[name], new[name])
+    for name, old in extra["batch_stats"].items():
+        moved = jax.tree.map(lambda x, y: np.any(x != y), old, state[BATCH_STATS][name])
         assert all(jax.tree.leaves(moved))
 
 
-def test_in_inference_nothing_is_left_of_them(student):
-    variables = student.init(jax.random.key(0))
-    outputs, _ = student.apply(variables, _images(), train=False)
-    assert set(outputs.features) == {"map", "pooled"}
+def test_an_adapter_sees_teacher_batch_and_values():
+    seen = []
+
+    def inputs(student, teacher, batch, values):
+        seen.append((teacher.logits.shape, sorted(batch), values["alpha"]))
+        return (teacher.features["pooled"],)
+
+    adapters = {"hint/teacher": features.Adapter(Connector(2), inputs)}
+    teacher = features.describe(_network(9))
+    variables = features.init(
+        jax.random.key(0), _network(), teacher, adapters, {"alpha": jnp.float32(0.5)}
+    )
+    kernel = variables["params"][ADAPTERS]["hint/teacher"]["Dense_0"]["kernel"]
+    assert kernel.shape == (9, 2)
+    assert seen == [((1, CLASSES), ["example_id", "label", "mask"], 0.5)]
 
 
-def test_a_step_trains_both_and_only_the_student_is_kept(student):
+def test_a_step_trains_both_and_only_the_student_is_kept():
     teacher = _network(9)
     teacher_variables = teacher.init(jax.random.key(9))
 
@@ -137,10 +162,16 @@ def test_a_step_trains_both_and_only_the_student_is_kept(student):
     optimizer_fn = optimizers.sgd()
     objective = objectives.weighted_sum({"hint": objectives.Term(hint, lambda v: 1.0)})
     step = jax.jit(
-        steps.make_train_step(student.apply, teacher_fn, objective, optimizer_fn)
+        steps.make_train_step(
+            _network().apply,
+            teacher_fn,
+            objective,
+            optimizer_fn,
+            adapters=ADAPTERS_BY_NAME,
+        )
     )
     rng = jax.random.key(0)
-    start = steps.init_state(student.init(rng), optimizer_fn, hparams, rng)
+    start = steps.init_state(_init(rng), optimizer_fn, hparams, rng)
     batch = {
         "image": _images(),
         "label": jnp.zeros(8, jnp.int32),

@@ -68,7 +68,7 @@ def is_caught(mutant: Mutant) -> bool:
         shutil.copy(ROOT / "pyproject.toml", copy)
         path = copy / "kdjax" / mutant.path
         path.write_text(mutate(path.read_text(), mutant))
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-k", mutant.words]
+        options = ["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "-k", mutant.words]
         done = subprocess.run(
             [sys.executable, "-m", "pytest", *options, mutant.tests],
             cwd=copy,

@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax import linen as nn
 
-from kdjax import networks, objectives, optimizers, parallel, schedules, steps
+from kdjax import features, networks, objectives, optimizers, parallel, schedules, steps
 from kdjax.types import Outputs
 
 BATCH, CLASSES, SHAPE = 16, 5, (4, 4, 3)
@@ -118,6 +118,14 @@ def _assert_close(actual, expected, rtol=2e-5, atol=1e-6):
     )
 
 
+def _part_of_batch(inputs, step, *, index=0, count=1):
+    del step
+    size = BATCH // count
+    return jax.tree.map(
+        lambda x: jax.lax.dynamic_slice_in_dim(x, index * size, size), inputs
+    )
+
+
 def _params_and_metrics(result):
     state, history = result
     return state.params, state.model_state, history
@@ -137,14 +145,7 @@ def test_eight_devices_equal_one(mode, num_valid):
     )
     step = _make(_network(axis_name=devices.axis_name), axis_name=devices.axis_name)
 
-    def batch_fn(inputs, step, *, index=0, count=1):
-        del step
-        size = BATCH // count
-        return jax.tree.map(
-            lambda x: jax.lax.dynamic_slice_in_dim(x, index * size, size), inputs
-        )
-
-    program = devices.train_program(step, batch_fn, resident=True)(1)
+    program = devices.train_program(step, _part_of_batch, resident=True)(1)
     state, history = _run(
         lambda s, t, b: program(s, t, HPARAMS, b),
         devices.replicate(_init(_network())),
@@ -153,6 +154,76 @@ def test_eight_devices_equal_one(mode, num_valid):
     )
     history = [jax.tree.map(lambda x: x[0], metrics) for metrics in history]
     _assert_close(_params_and_metrics((state, history)), _params_and_metrics(expected))
+
+
+class Bridge(nn.Module):
+    """A linear map with BatchNorm and a memory of the last logits; draws a mask."""
+
+    @nn.compact
+    def __call__(self, logits, labels, *, train):
+        memory = self.variable("memory", "logits", jnp.zeros, (BATCH, CLASSES))
+        past = memory.value
+        if train:
+            memory.value = jax.lax.stop_gradient(logits)
+        x = nn.BatchNorm(not train)(nn.Dense(CLASSES)(logits))
+        x = nn.Dropout(0.5, deterministic=not train)(x)
+        return x + nn.Embed(CLASSES, CLASSES)(labels), past
+
+
+def _bridged(student, teacher, batch, values):
+    del values
+    bridged, past = student.features["bridge"]
+    kernel = student.variables["params"]["Dense_0"]["kernel"]
+    other = teacher.variables["params"]["Dense_0"]["kernel"]
+    error = jnp.sum((bridged - teacher.logits) ** 2 + past * student.logits, axis=-1)
+    error += jnp.sum((kernel - other) ** 2)
+    return jnp.where(batch["mask"], error, 0)
+
+
+@pytest.mark.parametrize("mode", ["jit", "pmap"])
+def test_adapters_and_losses_of_variables_on_eight_devices_equal_one(mode):
+    """An adapter with statistics, a memory and dropout; a loss of both classifiers."""
+    adapters = {
+        "bridge": features.Adapter(
+            Bridge(),
+            lambda student, teacher, batch, values: (student.logits, batch["label"]),
+        )
+    }
+    objective = objectives.weighted_sum(
+        {"bridged": objectives.Term(_bridged, lambda values: 0.1)}
+    )
+    teacher = features.describe(_network())
+    variables = features.init(jax.random.key(1), _network(), teacher, adapters, {})
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros((BATCH, CLASSES)), variables["memory"]["adapters"]
+    )
+    variables = {**variables, "memory": {"adapters": zeros}}
+
+    def init():
+        copy = jax.tree.map(jnp.copy, variables)
+        return steps.init_state(copy, optimizers.sgd(), HPARAMS, jax.random.key(2))
+
+    single = jax.jit(_make(_network(), objective, adapters=adapters))
+    expected = _run(
+        lambda s, t, b: single(s, t, b, HPARAMS), init(), _teacher(), num_valid=11
+    )
+    devices = parallel.create(mode)
+    step = _make(
+        _network(axis_name=devices.axis_name),
+        objective,
+        adapters=adapters,
+        axis_name=devices.axis_name,
+    )
+    program = devices.train_program(step, _part_of_batch, resident=True)(1)
+    state, history = _run(
+        lambda s, t, b: program(s, t, HPARAMS, b),
+        devices.replicate(init()),
+        devices.replicate(_teacher()),
+        num_valid=11,
+    )
+    history = [jax.tree.map(lambda x: x[0], metrics) for metrics in history]
+    _assert_close(_params_and_metrics((state, history)), _params_and_metrics(expected))
+    assert set(state.eval_variables) == {"params", "batch_stats"}
 
 
 def test_several_steps_in_one_dispatch_equal_as_many_dispatches():

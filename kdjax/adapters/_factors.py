@@ -67,7 +67,7 @@ class Paraphraser(nn.Module):
 
     References:
       Kim et al., `Paraphrasing Complex Network: Network Compression via Factor
-      Transfer <https://arxiv.org/abs/1802.04977>`_, NeurIPS 2018, section 3.1.
+      Transfer <https://arxiv.org/abs/1802.04977>`_, NeurIPS 2018, section 3.
     """
 
     rate: float = 0.5
@@ -128,7 +128,7 @@ class Translator(nn.Module):
 
     References:
       Kim et al., `Paraphrasing Complex Network: Network Compression via Factor
-      Transfer <https://arxiv.org/abs/1802.04977>`_, NeurIPS 2018, section 3.2.
+      Transfer <https://arxiv.org/abs/1802.04977>`_, NeurIPS 2018, section 3.
     """
 
     factors: int

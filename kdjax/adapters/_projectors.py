@@ -48,7 +48,7 @@ def classify(
 
     References:
       Chen et al., `Knowledge Distillation with the Reused Teacher Classifier
-      <https://arxiv.org/abs/2203.14001>`_, CVPR 2022, section 3.2.
+      <https://arxiv.org/abs/2203.14001>`_, CVPR 2022, section 3.
     """
     maps = _layers.as_maps(features)
     average = losses.adaptive_average_pool(maps, size=(1, 1))
@@ -87,7 +87,7 @@ class SimKDProjector(nn.Module):
 
     References:
       Chen et al., `Knowledge Distillation with the Reused Teacher Classifier
-      <https://arxiv.org/abs/2203.14001>`_, CVPR 2022, section 3.2 and figure 3.
+      <https://arxiv.org/abs/2203.14001>`_, CVPR 2022, section 3.
     """
 
     channels: int

@@ -182,7 +182,7 @@ class VariationalRegressor(nn.Module):
 
     References:
       Ahn et al., `Variational Information Distillation for Knowledge Transfer
-      <https://arxiv.org/abs/1904.05835>`_, CVPR 2019, section 2.1.
+      <https://arxiv.org/abs/1904.05835>`_, CVPR 2019, section 2.
     """
 
     channels: int

@@ -115,9 +115,11 @@ class LearnedTemperature(nn.Module):
         self,
         student_logits: Float[Array, "*batch classes"],
         teacher_logits: Float[Array, "*batch classes"],
-        *,
         reversal: ScalarLike = 1.0,
+        *,
+        train: bool = False,
     ) -> Float[Array, "*temperatures"]:
+        del train  # Nothing here depends on it.
         bias_init: Callable = nn.initializers.constant(self.initial)
         if not self.instance_wise:
             theta = self.param("theta", bias_init, (), jnp.float32)

@@ -50,7 +50,7 @@ class ReviewFusion(nn.Module):
 
     References:
       Chen et al., `Distilling Knowledge via Knowledge Review
-      <https://arxiv.org/abs/2104.09044>`_, CVPR 2021, section 3.2 and figure 3.
+      <https://arxiv.org/abs/2104.09044>`_, CVPR 2021, section 3.
     """
 
     teacher_shapes: tuple[tuple[int, ...], ...]

@@ -56,7 +56,7 @@ class SemanticAttention(nn.Module):
 
     References:
       Chen et al., `Cross-Layer Distillation with Semantic Calibration
-      <https://arxiv.org/abs/2012.03236>`_, AAAI 2021, section 3.2.
+      <https://arxiv.org/abs/2012.03236>`_, AAAI 2021, section 3.
     """
 
     batch_size: int = 64

@@ -1,23 +1,24 @@
 """Objectives with their hyperparameters and adapters, from a config."""
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from kdjax import features, losses, schedules
-from kdjax.builders._methods import LOSSES, FeatureMethod, Method, Shape
+from kdjax.builders._methods import LOSSES
+from kdjax.builders._terms import Method, Modules, Seen, Setting
 from kdjax.objectives import Objective, Term, weighted_sum
 from kdjax.types import Batch, HParams, Outputs, UserError, Values
 
 
 class Sides(NamedTuple):
-    """The shapes of the features of student and teacher, `[1, ...]`, by name."""
+    """What `features.describe` says of student and teacher, and their training."""
 
-    student: Mapping[str, Shape]
-    teacher: Mapping[str, Shape]
+    student: Outputs
+    teacher: Outputs
+    setting: Setting
 
 
 class Built(NamedTuple):
@@ -75,17 +76,15 @@ def distill_objective(
     for name, config in distill.terms.items():
         settings = dict(config)
         method = _method(name, settings)
+        terms[name], more = _term(name, method, settings, sides)
+        adapters |= more
+        uses_features |= bool(method.taps)
         hparams |= {
             f"{name}.{key}": schedules.Constant(value)
             for key, value in settings.items()
             if method.options()[key]
         }
-        if isinstance(method, FeatureMethod):
-            terms[name], more = _feature_term(name, method, settings, sides)
-            adapters |= more
-            uses_features = True
-        else:
-            terms[name] = _term(name, method, settings)
+        hparams[f"{name}.epoch"] = schedules.Linear(0.0, train.num_epochs, num_steps)
     return Built(weighted_sum(terms), hparams, adapters, uses_features)
 
 
@@ -113,7 +112,7 @@ def _soft(
     )
 
 
-def _method(name: str, settings: dict[str, Any]) -> Method | FeatureMethod:
+def _method(name: str, settings: dict[str, Any]) -> Method:
     """The method of a term; its name is taken out of the settings."""
     method = LOSSES.get(settings.pop("loss", ""))
     if method is None or "weight" not in settings:
@@ -130,90 +129,59 @@ def _method(name: str, settings: dict[str, Any]) -> Method | FeatureMethod:
     return method
 
 
-def _reader(name: str, method: Method | FeatureMethod, settings: dict[str, Any]) -> Any:
-    """A function from the values of a step to the keywords of the loss."""
+def _term(
+    name: str, method: Method, settings: dict[str, Any], sides: Sides
+) -> tuple[Term, dict[str, features.Adapter]]:
+    """A term, and its adapters; what concerns only these leaves the settings."""
+    taps = _taps(name, method, settings, sides)
+    of_modules = {k: settings.pop(k) for k in method.of_modules() if k in settings}
+    seen = Seen(name, *taps, sides.student, sides.teacher, {}, {})
+    made = method.modules(seen, sides.setting, **of_modules)
     options = method.options()
     numbers = [key for key in settings if options[key] and key != "weight"]
     static = {key: value for key, value in settings.items() if not options[key]}
 
-    def read(values: Values) -> dict[str, Any]:
-        return static | {key: values[f"{name}.{key}"] for key in numbers}
-
-    return read
-
-
-def _term(name: str, method: Method, settings: dict[str, Any]) -> Term:
-    read = _reader(name, method, settings)
-
     def fn(
         student: Outputs, teacher: Outputs, batch: Batch, values: Values
     ) -> jax.Array:
-        return method(student, teacher, batch, **read(values))
+        seen = Seen(name, *taps, student, teacher, batch, values)
+        return method(seen, **static, **{x: values[f"{name}.{x}"] for x in numbers})
 
-    return Term(fn, lambda values: values[f"{name}.weight"])
+    term = Term(fn, lambda values: values[f"{name}.weight"])
+    return term, _adapters(name, taps, made)
 
 
-def _feature_term(
-    name: str, method: FeatureMethod, settings: dict[str, Any], sides: Sides
-) -> tuple[Term, dict[str, features.Adapter]]:
-    """A term between features, and the adapters that it needs."""
-    student_taps, teacher_taps = (
-        features.match(settings.pop(f"{side}_features", method.tap), known, side)
-        for side, known in zip(("student", "teacher"), sides, strict=True)
+def _taps(
+    name: str, method: Method, settings: dict[str, Any], sides: Sides
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names of the features of student and teacher; leaves the settings."""
+    if not method.taps:
+        return (), ()
+    student, teacher = (
+        features.match(
+            settings.pop(f"{side}_features", method.taps), known.features, side
+        )
+        for side, known in (("student", sides.student), ("teacher", sides.teacher))
     )
-    if len(student_taps) != len(teacher_taps):
+    if len(student) != len(teacher):
         raise UserError(
             f"Expected distill.terms.{name} to name as many features of the student as "
-            f"of the teacher, got {', '.join(student_taps)} and "
-            f"{', '.join(teacher_taps)}: set student_features and teacher_features."
+            f"of the teacher, got {', '.join(student)} and {', '.join(teacher)}: set "
+            "student_features and teacher_features."
         )
-    adapters = _adapters(name, method, student_taps, teacher_taps, sides)
-    pairs = tuple(zip(student_taps, teacher_taps, strict=True))
-    read = _reader(name, method, settings)
-
-    def fn(
-        student: Outputs, teacher: Outputs, batch: Batch, values: Values
-    ) -> jax.Array:
-        total = jnp.zeros((), jnp.float32)
-        for index, (tap, teacher_tap) in enumerate(pairs):
-            total += method.fn(
-                *_arguments(name, method, index, tap, student.features),
-                teacher.features[teacher_tap],
-                where=batch["mask"],
-                **read(values),
-            )
-        return total
-
-    return Term(fn, lambda values: values[f"{name}.weight"]), adapters
+    return student, teacher
 
 
 def _adapters(
-    name: str,
-    method: FeatureMethod,
-    student_taps: tuple[str, ...],
-    teacher_taps: tuple[str, ...],
-    sides: Sides,
+    name: str, taps: tuple[tuple[str, ...], tuple[str, ...]], made: Modules
 ) -> dict[str, features.Adapter]:
-    """One adapter for each pair of layers, or one for all."""
-    if method.adapter is None:
-        return {}
-    shapes = [sides.teacher[tap] for tap in teacher_taps]
-    if method.fuses:
-        return {name: features.Adapter(method.adapter(*shapes), student_taps)}
+    def reader(read: Callable[[Seen], tuple[Any, ...]]) -> Any:
+        return lambda *seen: read(Seen(name, *taps, *seen))
+
     return {
-        f"{name}/{tap}": features.Adapter(method.adapter(shape), (tap,))
-        for tap, shape in zip(student_taps, shapes, strict=True)
+        f"{name}/{key}": features.Adapter(module, reader(read))
+        for key, (module, read) in made.items()
     }
-
-
-def _arguments(
-    name: str, method: FeatureMethod, index: int, tap: str, known: Mapping[str, Any]
-) -> tuple[jax.Array, ...]:
-    """What of the student's features the loss is given for one layer."""
-    if method.fuses:
-        return (known[name][index],)
-    found = known[tap if method.adapter is None else f"{name}/{tap}"]
-    return tuple(found) if method.spread else (found,)
 
 
 def _schedule(kind: str, start: float, end: float, num_steps: int) -> Any:

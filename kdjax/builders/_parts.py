@@ -20,6 +20,7 @@ from kdjax.builders._objectives import (
     label_objective,
     optimizer_hparams,
 )
+from kdjax.builders._terms import Setting
 from kdjax.data import augment, loaders, sources
 from kdjax.training import Training
 from kdjax.types import (
@@ -141,20 +142,22 @@ class Parts:
     ) -> Training:
         train = self.config.student.train
         built = self._distillation(self._num_steps(train))
-        student = self.student
-        if built.adapters:
-            student = features.with_adapters(student, built.adapters)
         if cache is None:
             teacher_fn = functools.partial(_run_teacher, self.teacher.apply)
         else:
             teacher_fn = functools.partial(_read_teacher, self._encoding().decode)
             teacher_variables = {}
-        recipe = _Recipe("student", student, train, built, teacher_fn)
+        recipe = _Recipe(
+            "student", self.student, train, built, teacher_fn, self.teacher
+        )
         return self._training(recipe, seed, teacher_variables, cache)
 
     def _distillation(self, num_steps: int) -> Built:
-        sides = Sides(features.shapes(self.student), features.shapes(self.teacher))
         train, distill = self.config.student.train, self.config.distill
+        sides = Sides(
+            *(features.describe(net) for net in (self.student, self.teacher)),
+            Setting(train.batch_size, lambda: sources.labels(self.splits.train)),
+        )
         built = distill_objective(distill, train, num_steps, sides)
         if built.uses_features and self.config.teacher.source == "cached":
             raise UserError(
@@ -334,6 +337,7 @@ class _Recipe:
     train: ConfigDict
     built: Built
     teacher_fn: steps.TeacherFn = _no_teacher
+    teacher: networks.Network | None = None
 
     def optimizer_fn(self) -> optimizers.OptimizerFn:
         config = self.train.optimizer
@@ -344,7 +348,7 @@ class _Recipe:
 
     def init_state(self, seed: int, hparams: HParams) -> steps.TrainState:
         init_rng, rng = jax.random.split(jax.random.key(seed))
-        variables = self.network.init(init_rng)
+        variables = self._init(init_rng, hparams)
         if self.train.num_microbatches > 1 and "batch_stats" in variables:
             raise UserError(
                 f"Expected num_microbatches=1 for the {self.role}, whose BatchNorm "
@@ -355,12 +359,20 @@ class _Recipe:
         ema = self.train.ema_decay > 0
         return steps.init_state(variables, self.optimizer_fn(), hparams, rng, ema=ema)
 
+    def _init(self, rng: jax.Array, hparams: HParams) -> Variables:
+        if self.teacher is None:
+            return self.network.init(rng)
+        teacher = features.describe(self.teacher)
+        values = steps.hyperparameters(hparams, jnp.zeros((), jnp.int32))
+        return features.init(rng, self.network, teacher, self.built.adapters, values)
+
     def train_step(self, axis_name: str | None) -> steps.TrainStep:
         return steps.make_train_step(
             self.network.apply,
             self.teacher_fn,
             self.built.objective,
             self.optimizer_fn(),
+            adapters=self.built.adapters,
             num_microbatches=self.train.num_microbatches,
             axis_name=axis_name,
         )

@@ -23,6 +23,7 @@ __all__ = [
     "Splits",
     "channel_statistics",
     "cut",
+    "labels",
     "load",
 ]
 
@@ -116,6 +117,11 @@ def _sized(
         name=source.name,
         class_names=source.class_names,
     )
+
+
+def labels(source: Source) -> np.ndarray:
+    """The classes of all examples, `[examples]`."""
+    return source.take(np.arange(len(source)))["label"]
 
 
 def channel_statistics(

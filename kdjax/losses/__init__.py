@@ -58,6 +58,13 @@ from kdjax.losses._divergences import (
     top_k_kl,
     total_variation,
 )
+from kdjax.losses._encoders import (
+    hidden_cosine_loss,
+    patient_loss,
+    tinybert_attention_loss,
+    tinybert_hidden_loss,
+    tinybert_prediction_loss,
+)
 from kdjax.losses._exits import (
     byot_feature_loss,
     byot_loss,
@@ -130,9 +137,18 @@ from kdjax.losses._relations import (
     rkd_distance_loss,
     similarity_preserving_loss,
 )
+from kdjax.losses._relations_of_tokens import (
+    minilm_loss,
+    minilm_relation_loss,
+)
 from kdjax.losses._reviews import (
     review_loss,
     srrl_loss,
+)
+from kdjax.losses._sequences import (
+    mft_loss,
+    minillm_step_loss,
+    uld_loss,
 )
 from kdjax.losses._sparse import (
     pack_sparse_targets,
@@ -207,6 +223,7 @@ __all__ = [
     "fsp_loss",
     "fsp_matrix",
     "hard_target_loss",
+    "hidden_cosine_loss",
     "hint_loss",
     "ickd_loss",
     "image_total_variation",
@@ -228,8 +245,12 @@ __all__ = [
     "linear_taid_loss",
     "linear_total_variation",
     "logit_matching_loss",
+    "mft_loss",
     "mgd_loss",
     "mgd_mask",
+    "minillm_step_loss",
+    "minilm_loss",
+    "minilm_relation_loss",
     "mlkd_loss",
     "multi_teacher_loss",
     "mutual_loss",
@@ -239,6 +260,7 @@ __all__ = [
     "ofd_margins",
     "one_hot_loss",
     "pack_sparse_targets",
+    "patient_loss",
     "permute_non_argmax",
     "pkd_loss",
     "pkt_loss",
@@ -262,9 +284,13 @@ __all__ = [
     "symmetric_kl",
     "taid_loss",
     "taid_target",
+    "tinybert_attention_loss",
+    "tinybert_hidden_loss",
+    "tinybert_prediction_loss",
     "top_k_kl",
     "total_variation",
     "ttm_loss",
+    "uld_loss",
     "unpack_sparse_targets",
     "update_crd_memory",
     "uskd_loss",

@@ -127,7 +127,7 @@ def class_attention_maps(
 
     References:
       Guo et al., `Class Attention Transfer Based Knowledge Distillation
-      <https://arxiv.org/abs/2304.12777>`_, CVPR 2023, section 3.1.
+      <https://arxiv.org/abs/2304.12777>`_, CVPR 2023, section 3.
     """
     _maps.check_maps(features=features)
     bias = jnp.zeros(kernel.shape[-1:], kernel.dtype) if bias is None else bias
@@ -201,7 +201,7 @@ def cat_kd_loss(
 
     References:
       Guo et al., `Class Attention Transfer Based Knowledge Distillation
-      <https://arxiv.org/abs/2304.12777>`_, CVPR 2023, section 3.2.
+      <https://arxiv.org/abs/2304.12777>`_, CVPR 2023, section 3.
     """
     _maps.check_maps(student_maps=student_maps, teacher_maps=teacher_maps)
     _checks.check_choice(("paper", "author_code"), form=form)
@@ -270,7 +270,7 @@ def semckd_loss(
 
     References:
       Chen et al., `Cross-Layer Distillation with Semantic Calibration
-      <https://arxiv.org/abs/2012.03236>`_, AAAI 2021, equations 5 to 8.
+      <https://arxiv.org/abs/2012.03236>`_, AAAI 2021, section 3.
     """
     _check_pairs(student_features, teacher_features, attention)
     students = [x for row in student_features for x in row]

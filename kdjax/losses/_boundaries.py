@@ -58,7 +58,7 @@ def ab_loss(
 
     References:
       Heo et al., `Knowledge Transfer via Distillation of Activation Boundaries Formed
-      by Hidden Neurons <https://arxiv.org/abs/1811.03233>`_, AAAI 2019, equation 5.
+      by Hidden Neurons <https://arxiv.org/abs/1811.03233>`_, AAAI 2019, section 3.
     """
     _maps.check_same_features(
         student_features=student_features, teacher_features=teacher_features
@@ -111,7 +111,7 @@ def ofd_margins(
 
     References:
       Heo et al., `A Comprehensive Overhaul of Feature Distillation
-      <https://arxiv.org/abs/1904.01866>`_, ICCV 2019, equation 3 and its appendix.
+      <https://arxiv.org/abs/1904.01866>`_, ICCV 2019, section 3.
     """
     for name, x in (("scale", scale), ("bias", bias)):
         if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -184,7 +184,7 @@ def ofd_loss(
 
     References:
       Heo et al., `A Comprehensive Overhaul of Feature Distillation
-      <https://arxiv.org/abs/1904.01866>`_, ICCV 2019, equations 2 to 4.
+      <https://arxiv.org/abs/1904.01866>`_, ICCV 2019, section 3.
     """
     _maps.check_same_features(
         student_features=student_features, teacher_features=teacher_features

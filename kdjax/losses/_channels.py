@@ -25,8 +25,7 @@ def cwd_loss(
         \mathrm{softmax}_{hw}(f^t_{hwc} / \tau) \,\|\,
         \mathrm{softmax}_{hw}(f^s_{hwc} / \tau)\right)
 
-    Published weights are 50 on features and 3 on logits of segmentation, at a
-    temperature of 4 and 1, and 10 on each level of a detector's pyramid, at 1.
+    MMRazor weighs it 10 on each level of a detector's pyramid, at a temperature of 1.
 
     Args:
       student_features: maps, `[batch, height, width, channels]`.
@@ -53,7 +52,7 @@ def cwd_loss(
 
     References:
       Shu et al., `Channel-wise Knowledge Distillation for Dense Prediction
-      <https://arxiv.org/abs/2011.13256>`_, ICCV 2021, equations 4 and 5.
+      <https://arxiv.org/abs/2011.13256>`_, ICCV 2021, section 3.
     """
     _maps.check_maps(
         student_features=student_features, teacher_features=teacher_features
@@ -119,7 +118,7 @@ def pkd_loss(
     References:
       Cao et al., `PKD: General Distillation Framework for Object Detectors via Pearson
       Correlation Coefficient <https://arxiv.org/abs/2207.02039>`_, NeurIPS 2022,
-      equations 3 to 6.
+      section 3.
     """
     _maps.check_same_features(
         student_features=student_features, teacher_features=teacher_features

@@ -62,8 +62,9 @@ def init_crd_memory(rng: PRNGKeyArray, *, num_examples: int, dim: int) -> CRDMem
     banks = jax.random.uniform(
         rng, (2, num_examples, dim), jnp.float32, minval=-bound, maxval=bound
     )
-    unset = jnp.full((), -jnp.inf, jnp.float32)
-    return CRDMemory(banks[0], banks[1], unset, unset)
+    # Two arrays, not one twice: a train step may be given their buffers to reuse.
+    unset = [jnp.full((), -jnp.inf, jnp.float32) for _ in range(2)]
+    return CRDMemory(banks[0], banks[1], *unset)
 
 
 def sample_contrast_indices(

@@ -158,8 +158,7 @@ def nst_loss(
     The kernel :math:`k(a, b)` is :math:`(a^\top b)^2`, :math:`a^\top b`, or
     :math:`\exp(-\|a - b\|^2 / 2 \sigma^2)` with :math:`\sigma^2` the mean of
     :math:`\|u^s_c - u^t_d\|^2`, through which the gradient flows. RepDistiller's
-    tables have the first at a weight of 50, the paper's too, where the loss is halved
-    by its weight of :math:`\lambda / 2`.
+    tables have the first, at a weight of 50.
 
     Where the heights or widths differ, the larger map is averaged to the smaller by
     `adaptive_average_pool` first. A channel of zeros stays so, and has no gradient.
@@ -190,7 +189,7 @@ def nst_loss(
 
     References:
       Huang and Wang, `Like What You Like: Knowledge Distill via Neuron Selectivity
-      Transfer <https://arxiv.org/abs/1707.01219>`_, 2017, equations 4 to 8.
+      Transfer <https://arxiv.org/abs/1707.01219>`_, 2017, section 4.
     """
     _maps.check_maps(
         student_features=student_features, teacher_features=teacher_features
@@ -277,7 +276,7 @@ def factor_loss(
 
     References:
       Kim et al., `Paraphrasing Complex Network: Network Compression via Factor
-      Transfer <https://arxiv.org/abs/1802.04977>`_, NeurIPS 2018, equation 3.
+      Transfer <https://arxiv.org/abs/1802.04977>`_, NeurIPS 2018, section 3.
     """
     _checks.check_choice(("paper", "repdistiller"), form=form)
     _maps.check_maps(student_factor=student_factor, teacher_factor=teacher_factor)

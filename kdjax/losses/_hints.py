@@ -52,7 +52,7 @@ def hint_loss(
       <https://arxiv.org/abs/1412.6550>`_, ICLR 2015, equation 3.
 
       Chen et al., `Knowledge Distillation with the Reused Teacher Classifier
-      <https://arxiv.org/abs/2203.14001>`_, CVPR 2022, equation 2.
+      <https://arxiv.org/abs/2203.14001>`_, CVPR 2022, section 3.
     """
     _maps.check_same_features(
         student_features=student_features, teacher_features=teacher_features
@@ -179,7 +179,7 @@ def vid_loss(
 
     References:
       Ahn et al., `Variational Information Distillation for Knowledge Transfer
-      <https://arxiv.org/abs/1904.05835>`_, CVPR 2019, equations 4 and 5.
+      <https://arxiv.org/abs/1904.05835>`_, CVPR 2019, section 2.
     """
     _maps.check_same_features(
         student_mean=student_mean, teacher_features=teacher_features
@@ -244,7 +244,7 @@ def mgd_loss(
 
     References:
       Yang et al., `Masked Generative Distillation
-      <https://arxiv.org/abs/2205.01529>`_, ECCV 2022, equations 2 to 4.
+      <https://arxiv.org/abs/2205.01529>`_, ECCV 2022, section 3.
     """
     _maps.check_same_features(
         student_features=student_features, teacher_features=teacher_features
@@ -297,7 +297,7 @@ def mgd_mask(
 
     References:
       Yang et al., `Masked Generative Distillation
-      <https://arxiv.org/abs/2205.01529>`_, ECCV 2022, equation 1 and section 4.
+      <https://arxiv.org/abs/2205.01529>`_, ECCV 2022, section 3.
     """
     _maps.check_maps(features=features)
     _checks.check_fraction(masked=masked)

@@ -56,7 +56,7 @@ def review_loss(
 
     References:
       Chen et al., `Distilling Knowledge via Knowledge Review
-      <https://arxiv.org/abs/2104.09044>`_, CVPR 2021, section 3.3.
+      <https://arxiv.org/abs/2104.09044>`_, CVPR 2021, section 3.
     """
     _maps.check_same_features(
         student_features=student_features, teacher_features=teacher_features

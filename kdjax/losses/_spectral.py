@@ -297,10 +297,29 @@ def _singular_vectors(gram: jax.Array, count: int) -> tuple[jax.Array, jax.Array
 
 def _decompose(gram: jax.Array) -> tuple[jax.Array, ...]:
     """All singular values, largest first, their vectors, squares, and their noise."""
-    squares, vectors = jnp.linalg.eigh(gram)
+    squares, vectors = jax.lax.platform_dependent(
+        gram, cpu=_eigh_one_by_one, default=_eigh
+    )
     squares, vectors = jnp.maximum(squares[..., ::-1], 0), vectors[..., ::-1]
     noise = gram.shape[-1] * jnp.finfo(gram.dtype).eps * squares[..., :1]
     return jnp.sqrt(squares), vectors, squares, noise
+
+
+def _eigh(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
+    values, vectors = jnp.linalg.eigh(gram)
+    return values, vectors
+
+
+def _eigh_one_by_one(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """As `_eigh`, of one matrix at a time, under `vmap` too.
+
+    On CPU a batch of them waits for threads of the very pool that it runs on, and inside
+    a larger program, such as a train step, hangs for good (seen in jaxlib 0.10.2).
+    """
+    one = jax.custom_batching.sequential_vmap(_eigh)
+    flat = gram.reshape(-1, *gram.shape[-2:])
+    values, vectors = jax.lax.map(one, flat)
+    return values.reshape(gram.shape[:-1]), vectors.reshape(gram.shape)
 
 
 @_singular_vectors.defjvp

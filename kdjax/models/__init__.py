@@ -6,7 +6,10 @@ and returns its logits in float32 and its features by name:
 * `stem`, and `stage1`, `stage2`...: the last activations at one resolution;
 * `stage1_preact` and so on: the same before their ReLU, where one follows;
 * `pooled`: what the classifier sees, `[B, C]`, in float32;
-* `hidden1`...: the hidden layers of `mlp` and `lenet5`.
+* `hidden1`...: the hidden layers of `mlp` and `lenet5`;
+* `embeddings`, and `block1`, `block2`...: the tokens of a vision transformer,
+  `[B, L, D]`, with `block1_queries`, `block1_keys`, `block1_values`, and
+  `block1_scores`, `[B, heads, L, L]`.
 """
 
 import dataclasses
@@ -24,6 +27,7 @@ from kdjax.models.mobilenet import MobileNetV2
 from kdjax.models.resnet import CifarResNet, ResNet
 from kdjax.models.shufflenet import ShuffleNetV1, ShuffleNetV2
 from kdjax.models.vgg import VGG
+from kdjax.models.vit import ViT
 from kdjax.models.wide_resnet import WideResNet
 from kdjax.types import UserError
 
@@ -35,6 +39,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,
     "lenet5": LeNet5,
     "lenet5_half": _partial(LeNet5, widths=(3, 8, 60, 42)),
+    "vit": ViT,
     # Images of CIFAR's size, about 8x8 to 64x64.
     "resnet8": _partial(CifarResNet, depth=8),
     "resnet14": _partial(CifarResNet, depth=14),
@@ -71,6 +76,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet50": _partial(ResNet, depth=50),
     "mobilenet_v2": MobileNetV2,
     "shufflenet_v2": ShuffleNetV2,
+    "vit_tiny": _partial(ViT, patch_size=16, dim=192, depth=12, heads=3),
+    "vit_small": _partial(ViT, patch_size=16, dim=384, depth=12, heads=6),
+    "vit_base": _partial(ViT, patch_size=16, dim=768, depth=12, heads=12),
 }
 
 

@@ -31,6 +31,7 @@ from kdjax import (
 )
 from kdjax import teacher_cache as caches
 from kdjax.builders import Experiment
+from kdjax.data import sources
 from kdjax.networks import Network
 from kdjax.training import Training, fit, predict_split
 from kdjax.types import Outputs, UserError, Variables
@@ -181,7 +182,7 @@ def run_report(experiment: Experiment, workdir: pathlib.Path, command: str) -> N
         for (role, _), path in reversed(directories.items())
         if role != "baseline" or "student" not in roles
     }
-    labels = _labels(experiment.splits.test)
+    labels = sources.labels(experiment.splits.test)
     costs = measure.measure_costs(
         subjects, experiment.student.image_shape, max_seconds=5.0
     )
@@ -284,10 +285,6 @@ def _result(role: Any, seed: int, directory: pathlib.Path) -> report.ModelResult
         history=metric_writers.read(directory),
         seconds=(read_json(directory / "result.json") or {})["seconds"],
     )
-
-
-def _labels(source: Any) -> np.ndarray:
-    return source.take(np.arange(len(source)))["label"]
 
 
 def _run_info(

@@ -24,7 +24,7 @@ from kdjax.losses import (
 
 MODULES = (_attention, _boundaries, _channels, _flows, _hints, _pooling, _reviews)
 
-# Shapes after the batch. Those of SMALL are no divisors of those of MAP.
+# Shapes after the batch; SMALL does not divide MAP.
 VECTOR, LOGITS, MAP, SMALL = (6,), (7,), (5, 4, 3), (3, 6, 2)
 
 
@@ -43,8 +43,7 @@ class Case(NamedTuple):
       kwargs: numbers, which must work traced.
       static: what no compiled function can be given as an argument.
       couples: whether a value depends on other examples of the batch.
-      zero_at_teacher: whether value and student's gradient vanish where the sides are
-        equal.
+      zero_at_teacher: whether value and student's gradient vanish at equal sides.
       smooth: whether they do so smoothly. A norm that is not squared is as steep next
         to zero, where rounding puts it, as anywhere.
       sides: the places of the student's arrays, and of the teacher's.
@@ -63,6 +62,7 @@ class Case(NamedTuple):
 PAIR, MAPS, SIZES = (VECTOR, VECTOR), (MAP, MAP), (MAP, SMALL)
 VARIANCE, MARGINS = Fixed((3,), np.exp), Fixed((3,), lambda x: -np.abs(x))
 LAYERS = ((MAP, SMALL, VECTOR), (VECTOR, MAP, SMALL))
+AT, CAT = _attention.attention_transfer_loss, _attention.cat_kd_loss
 CODE, REPDISTILLER = {"form": "author_code"}, {"form": "repdistiller"}
 
 CASES = {
@@ -75,24 +75,16 @@ CASES = {
         sides=((0, 2),),
     ),
     "mgd": Case(_hints.mgd_loss, MAPS),
-    "attention": Case(
-        _attention.attention_transfer_loss, SIZES, {"power": 2.0}, smooth=False
-    ),
-    "attention_code": Case(
-        _attention.attention_transfer_loss, SIZES, {"power": 1.5}, CODE
-    ),
-    "cat_kd": Case(_attention.cat_kd_loss, ((5, 4, 2), SMALL)),
-    "cat_kd_code": Case(
-        _attention.cat_kd_loss, ((5, 4, 2), SMALL), {}, {"size": 3, **CODE}
-    ),
+    "attention": Case(AT, SIZES, {"power": 2.0}, smooth=False),
+    "attention_code": Case(AT, SIZES, {"power": 1.5}, CODE),
+    "cat_kd": Case(CAT, ((5, 4, 2), SMALL)),
+    "cat_kd_code": Case(CAT, ((5, 4, 2), SMALL), {}, {"size": 3, **CODE}),
     "semckd": Case(_attention.semckd_loss, (LAYERS, LAYERS, (2, 3))),
     "fsp": Case(_flows.fsp_loss, (((4, 4, 3), (2, 2, 2)), ((3, 1, 3), (3, 1, 2)))),
     "nst": Case(_flows.nst_loss, SIZES),
     "nst_gaussian": Case(_flows.nst_loss, SIZES, {}, {"kernel": "gaussian"}),
     "factor": Case(_flows.factor_loss, MAPS, smooth=False),
-    "factor_repdistiller": Case(
-        _flows.factor_loss, SIZES, {}, REPDISTILLER, smooth=False
-    ),
+    "factor_other": Case(_flows.factor_loss, SIZES, {}, REPDISTILLER, smooth=False),
     "cwd": Case(_channels.cwd_loss, MAPS, {"temperature": 4.0}),
     "pkd": Case(_channels.pkd_loss, MAPS, couples=True),
     "ab": Case(_boundaries.ab_loss, MAPS, {"margin": 1.5}, zero_at_teacher=False),
