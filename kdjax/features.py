@@ -43,7 +43,7 @@ def describe(network: Network) -> Outputs:
         images = jnp.zeros((1, *network.image_shape), jnp.uint8)
         variables = network.init(rng)
         outputs, _ = network.apply(variables, images, train=False)
-        return outputs.replace(variables=variables)
+        return dataclasses.replace(outputs, variables=variables)
 
     return jax.eval_shape(outputs, jax.random.key(0))
 
@@ -101,15 +101,15 @@ def init(
       values: the hyperparameters of the first step.
     """
     own = student.init(rng)
-    zeros = jax.tree.map(
+    student_zeros, teacher_zeros = jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype), (describe(student), teacher)
     )
     number, valid = jnp.zeros(1, jnp.int32), jnp.ones(1, bool)
     batch = {"label": number, "example_id": number, "mask": valid}
-    extra: dict[str, dict[str, Any]] = {collection: {} for collection in own}
+    extra: dict[str, dict[str, Any]] = {}
     for index, (name, adapter) in enumerate(adapters.items()):
-        begin = jax.jit(functools.partial(adapter.module.init, train=False))
-        inputs = adapter.inputs(*zeros, batch, values)
+        begin: Any = jax.jit(functools.partial(adapter.module.init, train=False))
+        inputs = adapter.inputs(student_zeros, teacher_zeros, batch, values)
         made = begin(jax.random.fold_in(rng, index), *inputs)
         for collection, tree in made.items():
             extra.setdefault(collection, {})[name] = tree
@@ -166,4 +166,5 @@ def adapt(
         )
         for collection, tree in dict(new).items():
             state[collection][name] = tree
-    return student.replace(features={**student.features, **adapted}), state
+    known = {**student.features, **adapted}
+    return dataclasses.replace(student, features=known), state

@@ -14,7 +14,7 @@ import pytest
 from ml_collections import config_dict
 from PIL import Image
 
-from kdjax import builders, default_config, metric_writers, training
+from kdjax import builders, default_config
 from kdjax.data import augment
 from kdjax.recipes import offline
 from kdjax.types import UserError
@@ -194,32 +194,6 @@ def test_features_are_not_read_from_a_cache_of_logits():
     config.teacher.source = "cached"
     with pytest.raises(UserError, match=r"teacher\.source=online"):
         builders.build(config)
-
-
-QUICK = ("hint", "review")  # The rest trains in the slow suite.
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
-        for name in builders.LOSSES
-    ],
-)
-def test_every_method_of_the_table_trains_a_student_on_real_images(name, tmp_path):
-    config = _feature_config(loss=name)
-    config.log_every_steps = 1
-    config.distill.terms.hard = dict(loss="cross_entropy", weight=0.0)
-    config.student.train.update(num_epochs=3, batch_size=240)
-    config.student.train.learning_rate.update(schedule="constant", base=0.02)
-    experiment = builders.build(config)
-    teacher = experiment.teacher.init(jax.random.key(9))
-    _, saved = training.fit(experiment.student_training(0, teacher, None), tmp_path)
-    saved.close()
-    values = [row["extra"] for row in metric_writers.read(tmp_path)]
-    assert len(values) == 15
-    assert np.all(np.isfinite(values))
-    assert np.mean(values[-3:]) < np.mean(values[:3])
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ ENCODERS = {*SETTINGS} & {
     "tinybert_hidden",
 }
 # The others train in the slow suite.
-QUICK = {"crd", "ctkd", "factor", "minilm", "ofd", "srrl"}
+QUICK = {"crd", "srrl"}
 
 
 def _config(name):
@@ -146,13 +146,8 @@ GENERATORS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name == "one_hot" else pytest.mark.slow)
-        for name in GENERATORS
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GENERATORS)
 def test_a_loss_of_generators_trains_images_on_a_real_teacher(name, teachers):
     experiment = builders.build(_config("soft_target"))
     variables = teachers(experiment)

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from kdjax import adapters
+from kdjax.builders._readers import student_layer
 from kdjax.builders._terms import Modules, Seen, Setting
 from kdjax.types import UserError
 
@@ -149,10 +150,7 @@ def exits(seen: Seen, setting: Setting) -> Modules:
         )
     num_classes = seen.student.logits.shape[-1]
     module = adapters.Exit(last[-1], (last[1], last[2]), num_classes)
-    return {
-        tap: (module, lambda seen, i=i: (seen.student_layers[i],))
-        for i, tap in enumerate(seen.student_taps)
-    }
+    return {tap: (module, student_layer(i)) for i, tap in enumerate(seen.student_taps)}
 
 
 def learn_temperature(

@@ -145,7 +145,8 @@ def _term(
         student: Outputs, teacher: Outputs, batch: Batch, values: Values
     ) -> jax.Array:
         seen = Seen(name, *taps, student, teacher, batch, values)
-        return method(seen, **static, **{x: values[f"{name}.{x}"] for x in numbers})
+        read: dict[str, Any] = {x: values[f"{name}.{x}"] for x in numbers}
+        return method(seen, **static, **read)
 
     term = Term(fn, lambda values: values[f"{name}.weight"])
     return term, _adapters(name, taps, made)

@@ -155,7 +155,8 @@ class Parts:
     def _distillation(self, num_steps: int) -> Built:
         train, distill = self.config.student.train, self.config.distill
         sides = Sides(
-            *(features.describe(net) for net in (self.student, self.teacher)),
+            features.describe(self.student),
+            features.describe(self.teacher),
             Setting(train.batch_size, lambda: sources.labels(self.splits.train)),
         )
         built = distill_objective(distill, train, num_steps, sides)

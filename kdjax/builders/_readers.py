@@ -215,13 +215,19 @@ def exit_features(seen: Seen) -> list[Arguments]:
 
 def exit_labels(seen: Seen) -> jax.Array:
     """The exits' cross-entropy with the labels."""
-    return sum(
+    of_each = [
         losses.cross_entropy(logits, seen.batch["label"], where=seen.batch["mask"])
         for _, logits in seen.adapted_layers
-    )
+    ]
+    return jnp.sum(jnp.stack(of_each), axis=0)
 
 
 # Adapters.
+
+
+def student_layer(i: int) -> Callable[[Seen], Arguments]:
+    """The student's layer number `i`, from 0."""
+    return lambda seen: (seen.student_layers[i],)
 
 
 def each_layer(
@@ -232,7 +238,7 @@ def each_layer(
     def modules(seen: Seen, setting: Setting) -> Modules:
         del setting
         return {
-            tap: (make(layer.shape), lambda seen, i=i: (seen.student_layers[i],))
+            tap: (make(layer.shape), student_layer(i))
             for i, (tap, layer) in enumerate(
                 zip(seen.student_taps, seen.teacher_layers, strict=True)
             )

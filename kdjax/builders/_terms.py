@@ -114,7 +114,7 @@ class Method(NamedTuple):
         """The loss, `[B]`, perhaps of standardised logits (Sun et al. 2024)."""
         if standardize:
             student, teacher = (
-                x.replace(logits=losses.standardize_logits(x.logits))
+                dataclasses.replace(x, logits=losses.standardize_logits(x.logits))
                 for x in (seen.student, seen.teacher)
             )
             seen = dataclasses.replace(seen, student=student, teacher=teacher)

@@ -313,8 +313,8 @@ def _eigh(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _eigh_one_by_one(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
     """As `_eigh`, of one matrix at a time, under `vmap` too.
 
-    On CPU a batch of them waits for threads of the very pool that it runs on, and inside
-    a larger program, such as a train step, hangs for good (seen in jaxlib 0.10.2).
+    On CPU a batch of them waits for threads of the very pool that it runs on and, in a
+    larger program such as a train step, hangs for good (seen in jaxlib 0.10.2).
     """
     one = jax.custom_batching.sequential_vmap(_eigh)
     flat = gram.reshape(-1, *gram.shape[-2:])
