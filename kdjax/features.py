@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import fnmatch
 import functools
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -51,9 +52,13 @@ def describe(network: Network) -> Outputs:
 def match(pattern: str, names: Iterable[str], owner: str) -> tuple[str, ...]:
     """The names that a pattern such as `stage[12]` or `stage*` means, in their order.
 
+    Several patterns are taken in the order given, the names of one by their numbers,
+    `block9` before `block10`: `jax.jit` and its like sort the keys of dictionaries, so
+    that the order of the forward pass is not to be had.
+
     Args:
       pattern: of `fnmatch`; a comma separates several.
-      names: of the features, in the order of the forward pass.
+      names: of the features.
       owner: whose they are, for the message.
 
     Returns:
@@ -67,7 +72,7 @@ def match(pattern: str, names: Iterable[str], owner: str) -> tuple[str, ...]:
       >>> features.match("stage[12]", ["stem", "stage1", "stage2"], "the student")
       ('stage1', 'stage2')
     """
-    names, found = list(names), set()
+    names, found = sorted(names, key=_by_number), list[str]()
     for part in (part.strip() for part in pattern.split(",")):
         matching = fnmatch.filter(names, part)
         if not matching:
@@ -77,8 +82,14 @@ def match(pattern: str, names: Iterable[str], owner: str) -> tuple[str, ...]:
                 f"Expected {part!r} to match a feature of {owner}, which has "
                 f"{', '.join(names) or 'none'}.{hint}"
             )
-        found |= set(matching)
-    return tuple(name for name in names if name in found)
+        found += [name for name in matching if name not in found]
+    return tuple(found)
+
+
+def _by_number(name: str) -> list[Any]:
+    """A key that sorts the numbers in names as numbers."""
+    parts = re.split(r"(\d+)", name)
+    return [int(x) if i % 2 else x for i, x in enumerate(parts)]
 
 
 def init(

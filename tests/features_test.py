@@ -77,12 +77,24 @@ def _images(seed=0):
     [
         ("stage2", ("stage2",)),
         ("stage[12]", ("stage1", "stage2")),
-        ("stage2,stem", ("stem", "stage2")),
-        ("s*", ("stem", "stage1", "stage1_preact", "stage2")),
+        ("stem,stage2", ("stem", "stage2")),
+        ("stage2,stem,stage[12]", ("stage2", "stem", "stage1")),
+        ("s*", ("stage1", "stage1_preact", "stage2", "stem")),
     ],
 )
-def test_a_pattern_means_features_in_the_order_of_the_model(pattern, expected):
+def test_a_pattern_means_features_in_its_own_order_and_by_number(pattern, expected):
     assert features.match(pattern, NAMES, "the student") == expected
+
+
+def test_layers_are_in_order_whatever_jit_made_of_the_dictionary():
+    names = [
+        f"block{i}_{part}" for i in range(12, 0, -1) for part in ("keys", "values")
+    ]
+    names += [f"block{i}" for i in (10, 1, 12, 9, 2)]
+    blocks = features.match("block*[0-9]", names, "the teacher")
+    assert blocks == ("block1", "block2", "block9", "block10", "block12")
+    named = features.match("block2_values,block2_keys", names, "the teacher")
+    assert named == ("block2_values", "block2_keys")
 
 
 def test_a_pattern_without_a_match_names_what_is_near():

@@ -10,6 +10,7 @@ from kdjax import losses
 from kdjax.adapters import classify
 from kdjax.builders._terms import Arguments, Modules, Seen, Setting
 from kdjax.models import layers_of
+from kdjax.types import UserError
 
 # Of logits.
 
@@ -89,6 +90,13 @@ def logits_and_stages(seen: Seen) -> list[Arguments]:
 
 def relations(seen: Seen) -> list[Arguments]:
     """Queries, keys and values of the student, and of the teacher."""
+    if len(seen.student_taps) != 3:
+        raise UserError(
+            f"Expected distill.terms.{seen.name} to name the queries, keys and values of "
+            f"one block on each side, got {', '.join(seen.student_taps)} and "
+            f"{', '.join(seen.teacher_taps)}: set student_features and "
+            "teacher_features, as to 'block2_queries,block2_keys,block2_values'."
+        )
     return [(*seen.student_layers, *seen.teacher_layers)]
 
 

@@ -1,5 +1,7 @@
 """Losses are small and run a few times: most of the time of a test is compilation."""
 
+import functools
+
 import jax
 import pytest
 
@@ -10,3 +12,11 @@ def compiled_quickly():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def compiled_unfused(monkeypatch):
+    """A third of the time, for tests with no `jax.jit` inside of another."""
+    options = {"xla_cpu_use_fusion_emitters": False}
+    jit = functools.partial(jax.jit, compiler_options=options)
+    monkeypatch.setattr(jax, "jit", jit)

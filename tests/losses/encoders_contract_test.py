@@ -14,6 +14,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from kdjax.losses import _encoders, _relations_of_tokens, _sequences
 
+pytestmark = pytest.mark.usefixtures("compiled_unfused")
+
 MODULES = (_encoders, _relations_of_tokens, _sequences)
 BATCH, LENGTH, HEADS, CLASSES = 4, 3, 2, 5
 

@@ -22,6 +22,8 @@ from kdjax.losses import (
     _reviews,
 )
 
+pytestmark = pytest.mark.usefixtures("compiled_unfused")
+
 MODULES = (_attention, _boundaries, _channels, _flows, _hints, _pooling, _reviews)
 
 # Shapes after the batch; SMALL does not divide MAP.
@@ -69,10 +71,7 @@ CASES = {
     "hint": Case(_hints.hint_loss, MAPS),
     "cosine": Case(_hints.cosine_loss, PAIR),
     "vid": Case(
-        _hints.vid_loss,
-        (MAP, VARIANCE, MAP),
-        zero_at_teacher=False,
-        sides=((0, 2),),
+        _hints.vid_loss, (MAP, VARIANCE, MAP), zero_at_teacher=False, sides=((0, 2),)
     ),
     "mgd": Case(_hints.mgd_loss, MAPS),
     "attention": Case(AT, SIZES, {"power": 2.0}, smooth=False),
@@ -164,14 +163,15 @@ _COMPILED: dict[int, Callable] = {}
 
 
 def _value_and_grads_jit(case, inputs, **traced):
-    """Compiled once for all tests of the case, for each shape."""
+    """Compiled once for all tests of the case, for each shape; `where` all True."""
+    where = np.ones(jax.tree.leaves(inputs[0])[0].shape[0], bool)
     if id(case) not in _COMPILED:
 
         def value_and_grads(inputs, **traced):
             return _value_and_grads(case, inputs, **traced)
 
         _COMPILED[id(case)] = jax.jit(value_and_grads)
-    return _COMPILED[id(case)](inputs, **traced)
+    return _COMPILED[id(case)](inputs, **{"where": where, **traced})
 
 
 def _assert_close(actual, expected, rtol=1e-5, atol=2e-6):

@@ -20,12 +20,12 @@ def logits():
     return tuple(jnp.asarray(2 * np.random.default_rng(0).normal(size=(2, 5, 7)), "f4"))
 
 
+MODULES = (_sparse, _sparse_top)
 PUBLIC = [
-    _sparse.sample_sparse_targets,
-    _sparse.pack_sparse_targets,
-    _sparse.unpack_sparse_targets,
-    _sparse.sparse_soft_target_loss,
-    _sparse_top.sparse_top_k_kl,
+    fn
+    for module in MODULES
+    for name, fn in inspect.getmembers(module, inspect.isfunction)
+    if fn.__module__ == module.__name__ and name in losses.__all__
 ]
 
 

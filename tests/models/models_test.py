@@ -17,7 +17,7 @@ from kdjax.types import UserError
 
 # Trainable parameters for ten classes (LeNet, gray 28x28), 100 (CIFAR) or 1000.
 # T: as torchvision publishes with its weights. R: as RepDistiller, the code of Tian et
-# al. 2020, has. By hand:
+# al. 2020, has. D: as timm has of DeiT. By hand:
 # * LeNet-5: 156 + 2,416 + 48,120 + 10,164 + 850, as LeCun et al. but with all maps
 #   connected; half: 78 + 608 + 12,060 + 2,562 + 430.
 # * ResNet of depth 6 n + 2: stem 464, first blocks 4,672 + 14,528 + 57,728 (with 1x1
@@ -33,6 +33,9 @@ PARAMETERS = {
     "mlp": 1_276_810,  # 785 * 800 + 801 * 800 + 801 * 10, with biases.
     "lenet5": 61_706,
     "lenet5_half": 15_738,
+    # Patches 49 * 192, class token and positions 66 * 192, blocks as in vit_tiny, last
+    # LayerNorm 2 * 192, classifier 193 * 100.
+    "vit": 5_380_132,
     "resnet8": 83_892,
     "resnet14": 181_108,
     "resnet20": 278_324,  # R
@@ -62,8 +65,12 @@ PARAMETERS = {
     "resnet50": 25_557_032,  # T
     "mobilenet_v2": 3_504_872,  # T
     "shufflenet_v2": 2_278_604,  # T
+    "vit_tiny": 5_717_416,  # D
+    "vit_small": 22_050_664,  # D
+    "vit_base": 86_567_656,  # D
 }
 IMAGENET = ("resnet18", "resnet34", "resnet50", "mobilenet_v2", "shufflenet_v2")
+TRANSFORMERS = ("vit_tiny", "vit_small", "vit_base")
 
 # Logits of PyTorch 2.13 in float32 for one 40x32 image and parameters that depend on
 # their shape alone (`noise`): of torchvision 0.29's models, and below the line of
@@ -85,7 +92,8 @@ def task(name):
     """The image shape and number of classes that a model is for."""
     if name.startswith(("mlp", "lenet")):
         return (28, 28, 1), 10
-    return ((224, 224, 3), 1000) if name in IMAGENET else ((32, 32, 3), 100)
+    large = name in IMAGENET + TRANSFORMERS
+    return ((224, 224, 3), 1000) if large else ((32, 32, 3), 100)
 
 
 @functools.cache
@@ -132,7 +140,8 @@ def test_bfloat16_is_only_for_activations(name):
 @pytest.mark.parametrize(
     "name",
     [
-        *("mlp", "lenet5", "resnet8", "wrn_16_1", "vgg8", "resnet18_cifar", *IMAGENET),
+        *("mlp", "lenet5", "vit", "resnet8", "wrn_16_1", "vgg8", "resnet18_cifar"),
+        *IMAGENET,
         *("mobilenet_v2_half_cifar", "shufflenet_v1_cifar", "shufflenet_v2_cifar"),
     ],
 )
@@ -298,7 +307,7 @@ def test_training_and_evaluation(name):
 def test_unknown_model():
     with pytest.raises(UserError, match=r"got 'resnet_20': did you mean .*resnet20"):
         models.create("resnet_20", num_classes=10)
-    with pytest.raises(UserError, match=r"did you mean mlp, lenet5, .*, shufflenet_v2"):
+    with pytest.raises(UserError, match=r"did you mean mlp, lenet5, .*, vit_base"):
         models.create("?", num_classes=10)
 
 
