@@ -92,8 +92,8 @@ def relations(seen: Seen) -> list[Arguments]:
     """Queries, keys and values of the student, and of the teacher."""
     if len(seen.student_taps) != 3:
         raise UserError(
-            f"Expected distill.terms.{seen.name} to name the queries, keys and values of "
-            f"one block on each side, got {', '.join(seen.student_taps)} and "
+            f"Expected distill.terms.{seen.name} to name the queries, keys and values "
+            f"of one block on each side, got {', '.join(seen.student_taps)} and "
             f"{', '.join(seen.teacher_taps)}: set student_features and "
             "teacher_features, as to 'block2_queries,block2_keys,block2_values'."
         )
