@@ -209,7 +209,9 @@ def sizes_of(name: str, large: bool) -> Iterator[Sizes]:
     """What to measure a loss at."""
     module = getattr(losses, name).__module__.rpartition(".")[2]
     linear = name.startswith("linear_")
-    yield Sizes(classes=8000) if linear else Sizes()
+    # Its features and logits are of the same examples.
+    common = Sizes(batch=MAPS[0]) if name == "srrl_loss" else Sizes()
+    yield Sizes(classes=8000) if linear else common
     if large and (linear or module.split("_")[1] in TOKENS):
         yield Sizes(*LARGE, dim=512)
 
