@@ -289,8 +289,10 @@ def test_prints_and_logs_stay_above_the_bar():
 
 
 SCRIPT = """
-import itertools, sys, time
+import itertools, signal, sys, time
 from kdjax import progress
+# A shell that starts the tests in the background has them, and this, ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with progress.stage("student", 10**9, 0) as bar:
     for step in itertools.count(1):
         bar.update(step, {"loss": 1.0})

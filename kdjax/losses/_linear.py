@@ -1,8 +1,6 @@
-"""The engine of the losses that make their logits from hidden states, in chunks.
+"""What the losses share that make their logits from hidden states, in chunks.
 
 `[tokens, vocab]` is never stored: not the logits of student or teacher, nor a gradient.
-The derivative of a chunk makes its logits again, so that all hyperparameters have one,
-of any order and in both modes, and what is not differentiated costs nothing.
 """
 
 from collections.abc import Callable
@@ -12,10 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import ScalarLike
 
-from kdjax.losses import _checks, _masking, _numerics
+from kdjax.losses import _checks, _linear_chunks, _numerics
 
-Axis = str | tuple[str, ...]
-"""A name, or several, of axes of a mesh that a vocabulary is sharded over."""
+Axis = _linear_chunks.Axis
 
 
 class Head(NamedTuple):
@@ -35,90 +32,85 @@ class Head(NamedTuple):
 
 
 def divergence(
-    fn: Callable[[jax.Array, jax.Array], jax.Array],
+    fn: Callable[..., jax.Array],
     student: Head,
     teacher: Head,
-    *,
+    *scalars: ScalarLike,
     temperature: ScalarLike,
     chunk_size: int,
     axis_name: Axis | None,
     where: jax.Array | None,
 ) -> jax.Array:
-    """`fn` of the log-probabilities of each token, student's and teacher's, `[...]`.
+    """`fn` of each token's log-probabilities and of the `scalars`, `[...]`.
 
-    It gets `[vocab]` twice, of the part of the vocabulary that is on this device, and
-    returns its sum over that part.
+    It gets `[vocab]` twice, student's and teacher's, of the part of the vocabulary that
+    is on this device, and returns its sum over that part.
     """
     check_heads(student, teacher)
-    student, teacher = drop_invalid(where, student, teacher)
+    heads = drop_invalid(where, student, teacher)
 
-    def of_token(*hidden: jax.Array, valid: jax.Array | None) -> jax.Array:
+    def of_token(own: _linear_chunks.Tree, layers: _linear_chunks.Tree) -> jax.Array:
+        rows, (temperature, *scalars), valid = own
         both = (
-            log_probs(_logits(head, x, valid), temperature, axis_name)
-            for head, x in zip((student, teacher), hidden, strict=True)
+            log_probs(_logits(x, layer, valid), temperature, axis_name)
+            for x, layer in zip(rows, layers, strict=True)
         )
-        return total(fn(*both), axis_name)
+        return total(fn(*both, *scalars), axis_name)
 
-    rows = student.hidden, teacher.hidden
-    return over_tokens(of_token, rows, chunk_size=chunk_size, where=where)
+    return _linear_chunks.over_tokens(
+        of_token,
+        tuple(head.hidden for head in heads),
+        (temperature, *scalars),
+        tuple((head.kernel, head.bias) for head in heads),
+        chunk_size=chunk_size,
+        axis_name=axis_name,
+        where=where,
+    )
 
 
 def against_targets(
     fn: Callable[..., jax.Array],
     student: Head,
     targets: tuple[jax.Array, ...],
-    *,
+    *scalars: ScalarLike,
     temperature: ScalarLike,
     chunk_size: int,
     axis_name: Axis | None,
     where: jax.Array | None,
 ) -> jax.Array:
-    """`fn` of each token's log-probabilities and its rows of the `targets`, `[...]`.
+    """`fn` of each token's log-probabilities, `targets` and the `scalars`, `[...]`.
 
     It gets the part of the vocabulary that is on this device, and returns the value
     of the whole. The head and the targets are without invalid tokens already.
     """
 
-    def of_token(
-        hidden: jax.Array, *rows: jax.Array, valid: jax.Array | None
-    ) -> jax.Array:
-        logits = _logits(student, hidden, valid)
-        return fn(log_probs(logits, temperature, axis_name), *rows)
+    def of_token(own: _linear_chunks.Tree, layer: _linear_chunks.Tree) -> jax.Array:
+        (hidden, *targets), (temperature, *scalars), valid = own
+        logits = _logits(hidden, layer, valid)
+        return fn(log_probs(logits, temperature, axis_name), *targets, *scalars)
 
-    rows = (student.hidden, *targets)
-    return over_tokens(of_token, rows, chunk_size=chunk_size, where=where)
+    return _linear_chunks.over_tokens(
+        of_token,
+        (student.hidden, *targets),
+        (temperature, *scalars),
+        (student.kernel, student.bias),
+        chunk_size=chunk_size,
+        axis_name=axis_name,
+        where=where,
+    )
 
 
-def _logits(head: Head, hidden: jax.Array, valid: jax.Array | None) -> jax.Array:
+def _logits(
+    hidden: jax.Array,
+    layer: tuple[jax.Array, jax.Array | None],
+    valid: jax.Array | None,
+) -> jax.Array:
     """Those of one token `[vocab]`; zeros if it is not valid."""
-    logits = hidden @ head.kernel
-    logits = logits if head.bias is None else logits + head.bias
+    kernel, bias = layer
+    logits = hidden @ kernel
+    logits = logits if bias is None else logits + bias
     # As a bias of -inf on one side has an infinite derivative, times zero.
     return logits if valid is None else jnp.where(valid, logits, 0)
-
-
-def over_tokens(
-    fn: Callable[..., jax.Array],
-    rows: tuple[jax.Array, ...],
-    *,
-    chunk_size: int,
-    where: jax.Array | None,
-) -> jax.Array:
-    """`fn` of each token's `rows`, and whether it is `valid` if there is a `where`.
-
-    Invalid ones are zero.
-
-    Raises:
-      ValueError: if `chunk_size` is less than 1.
-    """
-    if chunk_size < 1:
-        raise ValueError(f"Expected chunk_size of at least 1, got {chunk_size}.")
-    batch_shape = rows[0].shape[:-1]
-    flat = tuple(x.reshape(-1, x.shape[-1]) for x in rows)
-    valid = None if where is None else where.reshape(-1)
-    of_token = jax.checkpoint(lambda x: fn(*x[0], valid=x[1]))
-    values = jax.lax.map(of_token, (flat, valid), batch_size=chunk_size)
-    return _masking.zero_invalid(where, values.reshape(batch_shape))
 
 
 def drop_invalid(where: jax.Array | None, *heads: Head) -> tuple[Head, ...]:

@@ -28,9 +28,9 @@ def linear_forward_kl(
       \ell = \mathrm{KL}(p^t \,\|\, p^s), \qquad
       p = \mathrm{softmax}\bigl((W^\top h + b) / \tau\bigr)
 
-    Both sides' logits of `chunk_size` tokens are in memory at a time, and are made
-    anew for the gradient, so that instead of `[tokens, vocab]` it takes the memory of
-    one chunk and of the kernel's gradient. Values and gradients are those of
+    Both sides' logits of `chunk_size` tokens are in memory at a time, and with them the
+    gradients are made, so that instead of `[tokens, vocab]` it takes the memory of one
+    chunk and of the kernel's gradient. Values and gradients are those of
     `forward_kl` of the logits, to rounding.
 
     Args:
@@ -108,9 +108,9 @@ def linear_reverse_kl(
       \ell = \mathrm{KL}(p^s \,\|\, p^t), \qquad
       p = \mathrm{softmax}\bigl((W^\top h + b) / \tau\bigr)
 
-    Both sides' logits of `chunk_size` tokens are in memory at a time, and are made
-    anew for the gradient, so that instead of `[tokens, vocab]` it takes the memory of
-    one chunk and of the kernel's gradient. Values and gradients are those of
+    Both sides' logits of `chunk_size` tokens are in memory at a time, and with them the
+    gradients are made, so that instead of `[tokens, vocab]` it takes the memory of one
+    chunk and of the kernel's gradient. Values and gradients are those of
     `reverse_kl` of the logits, to rounding.
 
     Args:
@@ -190,9 +190,9 @@ def linear_symmetric_kl(
       + \lambda \, \mathrm{KL}(p^s \,\|\, p^t), \qquad
       p = \mathrm{softmax}\bigl((W^\top h + b) / \tau\bigr)
 
-    Both sides' logits of `chunk_size` tokens are in memory at a time, and are made
-    anew for the gradient, so that instead of `[tokens, vocab]` it takes the memory of
-    one chunk and of the kernel's gradient. Values and gradients are those of
+    Both sides' logits of `chunk_size` tokens are in memory at a time, and with them the
+    gradients are made, so that instead of `[tokens, vocab]` it takes the memory of one
+    chunk and of the kernel's gradient. Values and gradients are those of
     `symmetric_kl` of the logits, to rounding.
 
     Args:
@@ -238,8 +238,9 @@ def linear_symmetric_kl(
     student = _linear.Head("student", student_hidden, student_kernel, student_bias)
     teacher = _linear.Head("teacher", teacher_hidden, teacher_kernel, teacher_bias)
 
-    def of_token(student: jax.Array, teacher: jax.Array) -> jax.Array:
-        (weight,) = _numerics.scalars(student, reverse_weight)
+    def of_token(
+        student: jax.Array, teacher: jax.Array, weight: jax.Array
+    ) -> jax.Array:
         forward = _numerics.kl(teacher, student)
         return (1 - weight) * forward + weight * _numerics.kl(student, teacher)
 
@@ -247,6 +248,7 @@ def linear_symmetric_kl(
         of_token,
         student,
         teacher,
+        reverse_weight,
         temperature=temperature,
         chunk_size=chunk_size,
         axis_name=axis_name,
@@ -275,9 +277,9 @@ def linear_total_variation(
       \ell = \frac{1}{2} \sum_c |p^s_c - p^t_c|, \qquad
       p = \mathrm{softmax}\bigl((W^\top h + b) / \tau\bigr)
 
-    Both sides' logits of `chunk_size` tokens are in memory at a time, and are made
-    anew for the gradient, so that instead of `[tokens, vocab]` it takes the memory of
-    one chunk and of the kernel's gradient. Values and gradients are those of
+    Both sides' logits of `chunk_size` tokens are in memory at a time, and with them the
+    gradients are made, so that instead of `[tokens, vocab]` it takes the memory of one
+    chunk and of the kernel's gradient. Values and gradients are those of
     `total_variation` of the logits, to rounding.
 
     Args:
@@ -307,10 +309,11 @@ def linear_total_variation(
       >>> from kdjax import losses
       >>> student_hidden = jnp.array([[1.0], [0.0]])  # Logits [2, 1, 0] and zeros.
       >>> teacher_hidden = jnp.array([[3.0], [0.0]])
-      >>> print(losses.linear_total_variation(
+      >>> distances = losses.linear_total_variation(
       ...     student_hidden, jnp.array([[2.0, 1.0, 0.0]]),
-      ...     teacher_hidden, jnp.array([[1.0, 0.0, 0.0]])).round(4))
-      [0.24419999 0.        ]
+      ...     teacher_hidden, jnp.array([[1.0, 0.0, 0.0]]))
+      >>> print([f"{x:.3f}" for x in distances])
+      ['0.244', '0.000']
 
     References:
       Hsu et al., `Liger Kernel: Efficient Triton Kernels for LLM Training

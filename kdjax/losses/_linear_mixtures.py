@@ -34,9 +34,9 @@ def linear_jensen_shannon(
 
     At its ends it is zero or, if `normalized`, `forward_kl` and `reverse_kl`.
 
-    Both sides' logits of `chunk_size` tokens are in memory at a time, and are made
-    anew for the gradient, so that instead of `[tokens, vocab]` it takes the memory of
-    one chunk and of the kernel's gradient. Values and gradients are those of
+    Both sides' logits of `chunk_size` tokens are in memory at a time, and with them the
+    gradients are made, so that instead of `[tokens, vocab]` it takes the memory of one
+    chunk and of the kernel's gradient. Values and gradients are those of
     `jensen_shannon` of the logits, to rounding.
 
     Args:
@@ -83,8 +83,7 @@ def linear_jensen_shannon(
     student = _linear.Head("student", student_hidden, student_kernel, student_bias)
     teacher = _linear.Head("teacher", teacher_hidden, teacher_kernel, teacher_bias)
 
-    def of_token(student: jax.Array, teacher: jax.Array) -> jax.Array:
-        (share,) = _numerics.scalars(student, beta)
+    def of_token(student: jax.Array, teacher: jax.Array, share: jax.Array) -> jax.Array:
         # At its ends the mixture is one of the two, and what follows 0 or 0 / 0.
         inner = jnp.where((share > 0) & (share < 1), share, 0.5)
         mixture = _numerics.log_mixture(student, teacher, inner)
@@ -100,6 +99,7 @@ def linear_jensen_shannon(
         of_token,
         student,
         teacher,
+        beta,
         temperature=temperature,
         chunk_size=chunk_size,
         axis_name=axis_name,
@@ -129,9 +129,9 @@ def linear_skew_forward_kl(
       \ell = \mathrm{KL}(p^t \,\|\, \lambda p^t + (1 - \lambda) p^s), \qquad
       p = \mathrm{softmax}\bigl((W^\top h + b) / \tau\bigr)
 
-    Both sides' logits of `chunk_size` tokens are in memory at a time, and are made
-    anew for the gradient, so that instead of `[tokens, vocab]` it takes the memory of
-    one chunk and of the kernel's gradient. Values and gradients are those of
+    Both sides' logits of `chunk_size` tokens are in memory at a time, and with them the
+    gradients are made, so that instead of `[tokens, vocab]` it takes the memory of one
+    chunk and of the kernel's gradient. Values and gradients are those of
     `skew_forward_kl` of the logits, to rounding.
 
     Args:
@@ -177,7 +177,7 @@ def linear_skew_forward_kl(
     student = _linear.Head("student", student_hidden, student_kernel, student_bias)
     teacher = _linear.Head("teacher", teacher_hidden, teacher_kernel, teacher_bias)
 
-    def of_token(student: jax.Array, teacher: jax.Array) -> jax.Array:
+    def of_token(student: jax.Array, teacher: jax.Array, skew: jax.Array) -> jax.Array:
         mixture = _numerics.log_mixture(student, teacher, skew)
         return _numerics.kl(teacher, mixture)
 
@@ -185,6 +185,7 @@ def linear_skew_forward_kl(
         of_token,
         student,
         teacher,
+        skew,
         temperature=temperature,
         chunk_size=chunk_size,
         axis_name=axis_name,
@@ -214,9 +215,9 @@ def linear_skew_reverse_kl(
       \ell = \mathrm{KL}(p^s \,\|\, (1 - \lambda) p^t + \lambda p^s), \qquad
       p = \mathrm{softmax}\bigl((W^\top h + b) / \tau\bigr)
 
-    Both sides' logits of `chunk_size` tokens are in memory at a time, and are made
-    anew for the gradient, so that instead of `[tokens, vocab]` it takes the memory of
-    one chunk and of the kernel's gradient. Values and gradients are those of
+    Both sides' logits of `chunk_size` tokens are in memory at a time, and with them the
+    gradients are made, so that instead of `[tokens, vocab]` it takes the memory of one
+    chunk and of the kernel's gradient. Values and gradients are those of
     `skew_reverse_kl` of the logits, to rounding.
 
     Args:
@@ -262,7 +263,7 @@ def linear_skew_reverse_kl(
     student = _linear.Head("student", student_hidden, student_kernel, student_bias)
     teacher = _linear.Head("teacher", teacher_hidden, teacher_kernel, teacher_bias)
 
-    def of_token(student: jax.Array, teacher: jax.Array) -> jax.Array:
+    def of_token(student: jax.Array, teacher: jax.Array, skew: jax.Array) -> jax.Array:
         mixture = _numerics.log_mixture(teacher, student, skew)
         return _numerics.kl(student, mixture)
 
@@ -270,6 +271,7 @@ def linear_skew_reverse_kl(
         of_token,
         student,
         teacher,
+        skew,
         temperature=temperature,
         chunk_size=chunk_size,
         axis_name=axis_name,
@@ -302,9 +304,9 @@ def linear_adaptive_kl(
     The shares are not differentiated. They sort the vocabulary, which takes most of
     the time and is why it cannot be sharded over devices here.
 
-    Both sides' logits of `chunk_size` tokens are in memory at a time, and are made
-    anew for the gradient, so that instead of `[tokens, vocab]` it takes the memory of
-    one chunk and of the kernel's gradient. Values and gradients are those of
+    Both sides' logits of `chunk_size` tokens are in memory at a time, and with them the
+    gradients are made, so that instead of `[tokens, vocab]` it takes the memory of one
+    chunk and of the kernel's gradient. Values and gradients are those of
     `adaptive_kl` of the logits, to rounding.
 
     Args:
@@ -348,14 +350,15 @@ def linear_adaptive_kl(
     student = _linear.Head("student", student_hidden, student_kernel, student_bias)
     teacher = _linear.Head("teacher", teacher_hidden, teacher_kernel, teacher_bias)
 
-    def of_token(student: jax.Array, teacher: jax.Array) -> jax.Array:
+    def of_token(student: jax.Array, teacher: jax.Array, mass: jax.Array) -> jax.Array:
         # Log-probabilities, softened already, are logits of the same distribution.
-        return _mixtures.adaptive_kl(student, teacher, head_mass=head_mass)
+        return _mixtures.adaptive_kl(student, teacher, head_mass=mass)
 
     return _linear.divergence(
         of_token,
         student,
         teacher,
+        head_mass,
         temperature=temperature,
         chunk_size=chunk_size,
         axis_name=None,

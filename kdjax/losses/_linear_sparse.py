@@ -27,8 +27,8 @@ def linear_sparse_soft_target_loss(
       \ell = -\tau^2 \sum_c \frac{n_c}{\sum_{c'} n_{c'}} \log p^s_c, \qquad
       p^s = \mathrm{softmax}\bigl((W^\top h + b) / \tau\bigr)
 
-    The logits of `chunk_size` tokens are in memory at a time, and are made anew for
-    the gradient; the teacher costs 3 bytes an entry, see `pack_sparse_targets`.
+    The logits of `chunk_size` tokens are in memory at a time, and with them the
+    gradients are made; the teacher costs 3 bytes an entry, see `pack_sparse_targets`.
 
     Args:
       student_hidden: the student's last hidden states, `[..., student_dim]`.
@@ -60,8 +60,9 @@ def linear_sparse_soft_target_loss(
       >>> student_hidden = jnp.array([1.0])
       >>> student_kernel = jnp.array([[2.0, 0.0, 0.0]])
       >>> ids, counts = jnp.array([0, 2, 0]), jnp.array([2, 2, 0])
-      >>> print(losses.linear_sparse_soft_target_loss(
-      ...     student_hidden, student_kernel, ids, counts).round(4))
+      >>> loss = losses.linear_sparse_soft_target_loss(
+      ...     student_hidden, student_kernel, ids, counts)
+      >>> print(f"{loss:.4f}")
       1.2395
 
     References:
@@ -78,15 +79,20 @@ def linear_sparse_soft_target_loss(
     (student,) = _linear.drop_invalid(where, student)
     targets = _sparse.drop_targets(where, target_ids, target_counts)
 
-    def of_token(log_probs: jax.Array, ids: jax.Array, counts: jax.Array) -> jax.Array:
-        (factor,) = _numerics.scalars(log_probs, temperature)
+    def of_token(
+        log_probs: jax.Array,
+        ids: jax.Array,
+        counts: jax.Array,
+        temperature: jax.Array,
+    ) -> jax.Array:
         at_targets = _linear.at_classes(log_probs, ids, axis_name)
-        return factor**2 * _sparse.mean_cost(at_targets, counts)
+        return temperature**2 * _sparse.mean_cost(at_targets, counts)
 
     return _linear.against_targets(
         of_token,
         student,
         targets,
+        temperature,
         temperature=temperature,
         chunk_size=chunk_size,
         axis_name=axis_name,
@@ -116,8 +122,8 @@ def linear_sparse_top_k_kl(
       \tilde p = \bigl(p_c \text{ for } c \in K,\ 1 - \textstyle\sum_K p_c\bigr),
       \qquad p^s = \mathrm{softmax}\bigl((W^\top h + b) / \tau\bigr)
 
-    The logits of `chunk_size` tokens are in memory at a time, and are made anew for
-    the gradient.
+    The logits of `chunk_size` tokens are in memory at a time, and with them the
+    gradients are made.
 
     Args:
       student_hidden: the student's last hidden states, `[..., student_dim]`.
@@ -149,9 +155,10 @@ def linear_sparse_top_k_kl(
       >>> import jax.numpy as jnp
       >>> from kdjax import losses
       >>> student_hidden, student_kernel = jnp.zeros(1), jnp.zeros((1, 4))
-      >>> print(losses.linear_sparse_top_k_kl(  # Half of the mass on class 2.
-      ...     student_hidden, student_kernel, jnp.log(jnp.array([0.5])),
-      ...     jnp.array([2]), jnp.log(0.5)).round(4))
+      >>> half = jnp.log(0.5)  # Of the mass on class 2, and half on all others.
+      >>> loss = losses.linear_sparse_top_k_kl(
+      ...     student_hidden, student_kernel, half[None], jnp.array([2]), half)
+      >>> print(f"{loss:.4f}")
       0.1438
 
     References:

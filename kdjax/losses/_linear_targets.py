@@ -28,9 +28,9 @@ def linear_soft_target_loss(
       \ell = \tau^2 \, \mathrm{KL}(p^t \,\|\, p^s), \qquad
       p = \mathrm{softmax}\bigl((W^\top h + b) / \tau\bigr)
 
-    Both sides' logits of `chunk_size` tokens are in memory at a time, and are made
-    anew for the gradient, so that instead of `[tokens, vocab]` it takes the memory of
-    one chunk and of the kernel's gradient. Values and gradients are those of
+    Both sides' logits of `chunk_size` tokens are in memory at a time, and with them the
+    gradients are made, so that instead of `[tokens, vocab]` it takes the memory of one
+    chunk and of the kernel's gradient. Values and gradients are those of
     `soft_target_loss` of the logits, to rounding.
 
     Args:
@@ -74,14 +74,16 @@ def linear_soft_target_loss(
     student = _linear.Head("student", student_hidden, student_kernel, student_bias)
     teacher = _linear.Head("teacher", teacher_hidden, teacher_kernel, teacher_bias)
 
-    def of_token(student: jax.Array, teacher: jax.Array) -> jax.Array:
-        (factor,) = _numerics.scalars(student, temperature)
-        return factor**2 * _numerics.kl(teacher, student)
+    def of_token(
+        student: jax.Array, teacher: jax.Array, temperature: jax.Array
+    ) -> jax.Array:
+        return temperature**2 * _numerics.kl(teacher, student)
 
     return _linear.divergence(
         of_token,
         student,
         teacher,
+        temperature,
         temperature=temperature,
         chunk_size=chunk_size,
         axis_name=axis_name,
@@ -111,9 +113,9 @@ def linear_taid_loss(
       q = \mathrm{softmax}\bigl((1 - t) \, \mathrm{sg}[z^s] + t \, z^t\bigr), \qquad
       z = W^\top h + b
 
-    Both sides' logits of `chunk_size` tokens are in memory at a time, and are made
-    anew for the gradient, so that instead of `[tokens, vocab]` it takes the memory of
-    one chunk and of the kernel's gradient. Values and gradients are those of
+    Both sides' logits of `chunk_size` tokens are in memory at a time, and with them the
+    gradients are made, so that instead of `[tokens, vocab]` it takes the memory of one
+    chunk and of the kernel's gradient. Values and gradients are those of
     `taid_loss` of the logits, to rounding.
 
     Args:
@@ -157,11 +159,9 @@ def linear_taid_loss(
     student = _linear.Head("student", student_hidden, student_kernel, student_bias)
     teacher = _linear.Head("teacher", teacher_hidden, teacher_kernel, teacher_bias)
 
-    def of_token(student: jax.Array, teacher: jax.Array) -> jax.Array:
+    def of_token(student: jax.Array, teacher: jax.Array, share: jax.Array) -> jax.Array:
         # A constant in either side's logits is one in the target's, and cancels.
-        target_logits = _transforms.taid_target(
-            student, teacher, interpolation=interpolation
-        )
+        target_logits = _transforms.taid_target(student, teacher, interpolation=share)
         target = jnp.exp(_linear.log_probs(target_logits, 1.0, axis_name))
         return _numerics.cross_entropy(target, student)
 
@@ -169,6 +169,7 @@ def linear_taid_loss(
         of_token,
         student,
         teacher,
+        interpolation,
         temperature=1.0,
         chunk_size=chunk_size,
         axis_name=axis_name,
@@ -195,9 +196,9 @@ def linear_cross_entropy(
       \ell = -(1 - \epsilon) \log p^s_y - \frac{\epsilon}{C} \sum_c \log p^s_c,
       \qquad p^s = \mathrm{softmax}(W^\top h + b)
 
-    The logits of `chunk_size` tokens are in memory at a time, and are made anew for
-    the gradient. A label that is no class, such as -100 for padding, gives NaN: say
-    with `where` which tokens are valid.
+    The logits of `chunk_size` tokens are in memory at a time, and with them the
+    gradients are made. A label that is no class, such as -100 for padding, gives NaN:
+    say with `where` which tokens are valid.
 
     Args:
       student_hidden: the student's last hidden states, `[..., student_dim]`.
@@ -244,8 +245,9 @@ def linear_cross_entropy(
     (student,) = _linear.drop_invalid(where, student)
     labels = _masking.drop_invalid_labels(where, labels)
 
-    def of_token(log_probs: jax.Array, label: jax.Array) -> jax.Array:
-        (smoothing,) = _numerics.scalars(log_probs, label_smoothing)
+    def of_token(
+        log_probs: jax.Array, label: jax.Array, smoothing: jax.Array
+    ) -> jax.Array:
         (at_label,) = _linear.at_classes(log_probs, label, axis_name)
         # Nothing is spread over an impossible class if nothing is spread: not 0 * inf.
         unused = jnp.isneginf(log_probs) & (smoothing == 0)
@@ -257,6 +259,7 @@ def linear_cross_entropy(
         of_token,
         student,
         (labels[..., None],),
+        label_smoothing,
         temperature=1.0,
         chunk_size=chunk_size,
         axis_name=axis_name,
