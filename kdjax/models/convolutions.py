@@ -12,9 +12,10 @@ to itself, XLA computes the activations that led to a convolution once more, ele
 element in transposed order, inside the transposition that the gradient of the kernel
 needs: a third of the training step of a ResNet-20.
 
-`benchmarks/convolutions.py` measures each form against XLA's own, and a whole step: on two
-CPU cores a ResNet-20 with 128 images takes 323 ms, 390 ms with XLA's convolutions alone,
-and 123 ms in PyTorch 2.13, whose 3x3 gradients are three times as fast as XLA's.
+`benchmarks/convolutions.py` measures each form against XLA's own, and a whole step: on
+two CPU cores one of a ResNet-20 with 128 images takes 323 ms, 390 ms with XLA's
+convolutions alone, and 123 ms in PyTorch 2.13, whose 3x3 gradients are three times as
+fast as XLA's.
 """
 
 import functools
