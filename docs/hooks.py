@@ -137,8 +137,9 @@ def readme_of(*title: str) -> str:
         text = re.split(r"^## ", text, flags=re.M)[0]
     else:
         text = text.partition("\n")[2]
-    # Links into the repository lead nowhere from here.
-    return re.sub(r"\[([^\]]+)\]\((?!https?:|#)[^)]*\)", _unlinked, text).strip()
+    text = text.replace("](docs/figures/", "](figures/")
+    # Other links into the repository lead nowhere from here.
+    return re.sub(r"(?<!!)\[([^\]]+)\]\((?!https?:|#)[^)]*\)", _unlinked, text).strip()
 
 
 EXPANSIONS: dict[str, Callable[..., str]] = {
