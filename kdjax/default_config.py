@@ -11,6 +11,7 @@ from ml_collections import config_dict
 def get_config() -> config_dict.ConfigDict:
     """Returns a fresh config: offline distillation of the embedded digits."""
     config = config_dict.ConfigDict()
+    config.recipe = "offline"  # The way of distilling: a module of kdjax.recipes.
     config.seed = 0  # Of the augmented views, and of the teacher.
     config.seeds = (0,)  # One student and one baseline each: initial weights, order.
     config.parallel = "jit"  # Or 'pmap'.

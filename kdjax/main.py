@@ -26,7 +26,7 @@ _WORKDIR = flags.DEFINE_string(
 _STAGES = flags.DEFINE_list(
     "stages",
     None,
-    "Which of teacher, cache, student, baseline, report to run; all by default.",
+    "Which stages of the recipe to run, such as teacher,cache; all by default.",
 )
 _VERIFY = flags.DEFINE_integer(
     "verify", 0, "Recompute so many entries of the cache, and print how far they are."
@@ -54,8 +54,7 @@ def main(argv: Sequence[str]) -> int:
     # Late: a mistyped flag is told at once, not after seconds of imports.
     import jax
 
-    from kdjax import builders
-    from kdjax.recipes import offline
+    from kdjax.recipes import RECIPES, offline
     from kdjax.training import Interrupted
 
     if _DISTRIBUTED.value:
@@ -64,9 +63,20 @@ def main(argv: Sequence[str]) -> int:
         )
     workdir = pathlib.Path(_WORKDIR.value or default_workdir())
     try:
-        experiment = builders.build(_CONFIG.value)
-        stages = _STAGES.value or offline.STAGES
-        offline.run(experiment, workdir, stages, command=_command())
+        recipe = RECIPES.get(_CONFIG.value.recipe)
+        if recipe is None:
+            raise UserError(
+                f"Expected config.recipe out of {', '.join(RECIPES)}, got "
+                f"{_CONFIG.value.recipe!r}."
+            )
+        if _VERIFY.value and recipe is not offline:
+            raise UserError(
+                f"Expected --verify with the recipe 'offline' only, which has one "
+                f"cache, got {_CONFIG.value.recipe!r}."
+            )
+        experiment = recipe.build(_CONFIG.value)
+        stages = _STAGES.value or recipe.STAGES
+        recipe.run(experiment, workdir, stages, command=_command())
         if _VERIFY.value:
             print(offline.verify_cache(experiment, workdir, _VERIFY.value))
     except UserError as error:

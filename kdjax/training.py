@@ -29,21 +29,21 @@ class Interrupted(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """Everything that `fit` needs to train one model.
+    """Everything that `fit` needs to train one model, or several in one state.
 
     Attributes:
       name: what is trained, for messages: `'student, seed 0'`.
-      init: makes the state before the first step.
-      programs: from a number of steps to the program that runs them in one dispatch.
+      init: makes the state before the first step: any pytree.
+      programs: from a number of steps to the program that runs them in one dispatch;
+        of its metrics the one called `'loss'` must stay finite.
       loader: gives the inputs of each step.
       hparams: the schedules.
-      teacher_variables: the teacher's, or an empty mapping.
+      constants: what every step reads and none changes: the teacher's variables.
       num_steps: how long to train.
       steps_per_epoch: of the loader.
-      validation: where the model is evaluated while it trains; `None` for not at all.
+      evaluate: from a state to further metrics, now and then; the checkpoint with the
+        highest `'validation_accuracy'` among them is kept as the best.
       parallel: devices.
-      predict: maps variables and host pixels to host logits.
-      batch_size: of evaluation.
       steps_per_dispatch: the most steps in one program.
       log_every_steps: between metric rows.
       eval_every_epochs: between evaluations; each saves a checkpoint.
@@ -52,17 +52,15 @@ class Training:
     """
 
     name: str
-    init: Callable[[], TrainState]
+    init: Callable[[], Any]
     programs: Callable[[int], TrainProgram]
     loader: loaders.Loader
     hparams: HParams
-    teacher_variables: Variables
+    constants: Any
     num_steps: int
     steps_per_epoch: int
-    validation: Source | None
+    evaluate: Callable[[Any], dict[str, float]]
     parallel: Parallel
-    predict: Callable[[Variables, Any], np.ndarray]
-    batch_size: int
     steps_per_dispatch: int
     log_every_steps: int
     eval_every_epochs: int
@@ -92,7 +90,7 @@ class Training:
         return last
 
 
-def fit(training: Training, directory: pathlib.Path) -> tuple[TrainState, Checkpoints]:
+def fit(training: Training, directory: pathlib.Path) -> tuple[Any, Checkpoints]:
     """Trains to the end, from the newest checkpoint in `directory` if there is one.
 
     The step number is the whole state of the data, so a resumed training equals an
@@ -111,8 +109,8 @@ def fit(training: Training, directory: pathlib.Path) -> tuple[TrainState, Checkp
     """
     checkpoints = Checkpoints(directory / "checkpoints", keep=training.keep_checkpoints)
     state, start = _restore_or_init(training, checkpoints)
-    teacher_variables, hparams = training.parallel.replicate(
-        (training.teacher_variables, training.hparams)
+    constants, hparams = training.parallel.replicate(
+        (training.constants, training.hparams)
     )
     main = parallel.is_main_process()
     guard = _FiniteGuard(training.name, checkpoints)
@@ -125,14 +123,14 @@ def fit(training: Training, directory: pathlib.Path) -> tuple[TrainState, Checkp
         while step < training.num_steps:
             stop = training.next_stop(step)
             state, rows = training.programs(stop - step)(
-                state, teacher_variables, hparams, _skip(inputs, stop - step)
+                state, constants, hparams, _skip(inputs, stop - step)
             )
             guard.watch(step, rows)
             step, row = stop, {}
             if training.is_log_step(step):
                 row = guard.last_row() | {"epoch": step / training.steps_per_epoch}
             if training.is_eval_step(step):
-                row |= evaluate(training, state.eval_variables)
+                row |= training.evaluate(state)
             if row:
                 writer.write(step, row)
                 bar.update(step, row)
@@ -147,17 +145,24 @@ def fit(training: Training, directory: pathlib.Path) -> tuple[TrainState, Checkp
     return state, checkpoints
 
 
-def evaluate(training: Training, variables: Variables) -> dict[str, float]:
-    """Metrics on the validation split; none where there is no such split."""
-    if training.validation is None:
-        return {}
-    logits, labels = predict_split(
-        training.predict, variables, training.validation, training.batch_size
-    )
-    return {
-        BEST_METRIC: float(metrics.accuracy(logits, labels)),
-        "validation_nll": float(metrics.negative_log_likelihood(logits, labels)),
-    }
+def split_evaluator(
+    predict: Callable[[Variables, Any], np.ndarray],
+    validation: Source,
+    batch_size: int,
+) -> Callable[[TrainState], dict[str, float]]:
+    """Metrics on the validation split; none where it is empty."""
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        if not len(validation):
+            return {}
+        variables = state.eval_variables
+        logits, labels = predict_split(predict, variables, validation, batch_size)
+        return {
+            BEST_METRIC: float(metrics.accuracy(logits, labels)),
+            "validation_nll": float(metrics.negative_log_likelihood(logits, labels)),
+        }
+
+    return evaluate
 
 
 def predict_split(
@@ -221,9 +226,7 @@ class _FiniteGuard:
         )
 
 
-def _restore_or_init(
-    training: Training, checkpoints: Checkpoints
-) -> tuple[TrainState, int]:
+def _restore_or_init(training: Training, checkpoints: Checkpoints) -> tuple[Any, int]:
     state, step = training.init(), checkpoints.latest_step
     if step is None:
         return training.parallel.replicate(state), 0

@@ -41,7 +41,7 @@ def _losses(experiment, teacher, cache):
     """The loss of every step, and the final parameters."""
     training = experiment.student_training(0, teacher, cache)
     state = training.parallel.replicate(training.init())
-    variables = training.parallel.replicate(training.teacher_variables)
+    variables = training.parallel.replicate(training.constants)
     inputs = training.loader.inputs(0)
     losses = []
     for _ in range(training.num_steps):

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from kdjax import networks, parallel, steps, teacher_cache
-from kdjax.builders._checks import check, plain
+from kdjax import networks, parallel, teacher_cache
+from kdjax.builders._checks import plain
 from kdjax.builders._methods import LOSSES
-from kdjax.builders._parts import Parts, network
+from kdjax.builders._parts import assemble
 from kdjax.data import sources
 from kdjax.training import Training
 from kdjax.types import Variables
@@ -69,34 +69,13 @@ class Experiment:
 
 def build(config: ConfigDict) -> Experiment:
     """Reads a whole config, and raises `UserError` on the first thing wrong with it."""
-    check(config)
-    devices = parallel.create(config.parallel)
-    for role in ("teacher", "student"):
-        devices.check_batch_size(
-            f"{role}.train.batch_size", config[role].train.batch_size
-        )
-    splits = sources.load(
-        config.dataset.name,
-        path=config.dataset.path,
-        data_dir=config.dataset.data_dir,
-        image_size=config.dataset.image_size,
-        validation=config.dataset.validation,
-    )
-    nets = {
-        role: network(config[role], splits.train, devices)
-        for role in ("teacher", "student")
-    }
-    predict = {
-        role: devices.predict_program(steps.make_predict_step(net.apply))
-        for role, net in nets.items()
-    }
-    parts = Parts(config, devices, splits, nets["teacher"], nets["student"], predict)
+    parts = assemble(config)
     parts.check()
     return Experiment(
-        splits=splits,
-        devices=devices,
-        teacher=nets["teacher"],
-        student=nets["student"],
+        splits=parts.splits,
+        devices=parts.devices,
+        teacher=parts.teacher,
+        student=parts.student,
         seeds=tuple(config.seeds),
         teacher_checkpoint=config.teacher.checkpoint,
         cached=config.teacher.source == "cached",
@@ -106,7 +85,7 @@ def build(config: ConfigDict) -> Experiment:
         student_training=parts.student_training,
         baseline_training=parts.baseline_training,
         inputs=parts.inputs(),
-        predict=predict,
+        predict=parts.predict,
         batch_size=config.student.train.batch_size,
         temperature=config.distill.temperature,
         loss_terms=tuple(dict.fromkeys(["hard", "soft", *config.distill.terms])),

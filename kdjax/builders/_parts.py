@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from kdjax import features, fingerprints, models, networks, optimizers, parallel, steps
+from kdjax import features, fingerprints, networks, parallel, steps
 from kdjax import teacher_cache as caches
-from kdjax.builders._checks import plain
+from kdjax.builders._checks import check, plain
+from kdjax.builders._networks import network
 from kdjax.builders._objectives import (
     Built,
     Sides,
@@ -20,89 +20,45 @@ from kdjax.builders._objectives import (
     label_objective,
     optimizer_hparams,
 )
+from kdjax.builders._roles import Role, read_teacher, run_teacher
 from kdjax.builders._terms import Setting
 from kdjax.data import augment, loaders, sources
-from kdjax.training import Training
+from kdjax.training import Training, predict_split, split_evaluator
 from kdjax.types import (
-    ApplyFn,
-    Batch,
     HParams,
-    Outputs,
     UserError,
-    Values,
     Variables,
 )
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
+def assemble(config: ConfigDict) -> "Parts":
+    """Reads what all recipes have in common: data, devices, teacher and student.
 
-def network(
-    config: ConfigDict, source: sources.Source, devices: parallel.Parallel
-) -> networks.Network:
-    """The model of a `teacher` or `student` section, for the images of `source`."""
-    arguments = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in config.model.items()
-        if name not in ("name", "dtype")
-    }
-    module = models.create(
-        config.model.name,
-        num_classes=source.num_classes,
-        dtype=jnp.dtype(config.model.dtype),
-        axis_name=devices.axis_name,
-        **arguments,
-    )
-    mean, std = _statistics(config.normalize, source)
-    return networks.from_linen(
-        module,
-        name=config.model.name,
-        image_shape=source.image_shape,
-        num_classes=source.num_classes,
-        mean=mean,
-        std=std,
-    )
-
-
-def _statistics(
-    normalize: str, source: sources.Source
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation by channel, of pixels in [0, 1]."""
-    channels = source.image_shape[-1]
-    if normalize == "dataset":
-        mean, std = sources.channel_statistics(source)
-        return tuple(mean.tolist()), tuple(std.tolist())
-    if normalize == "unit":
-        return (0.0,) * channels, (1.0,) * channels
-    if channels != len(IMAGENET_MEAN):
-        raise UserError(
-            f"Expected images of 3 channels for normalize='imagenet', got {channels}: "
-            "use 'dataset' or 'unit'."
+    Raises:
+      UserError: on the first thing wrong with the config.
+    """
+    check(config)
+    devices = parallel.create(config.parallel)
+    for role in ("teacher", "student"):
+        devices.check_batch_size(
+            f"{role}.train.batch_size", config[role].train.batch_size
         )
-    return IMAGENET_MEAN, IMAGENET_STD
-
-
-def _no_teacher(variables: Variables, batch: Batch, values: Values) -> Outputs:
-    del variables, batch, values
-    return Outputs(logits=jnp.zeros((0,)))  # No label term reads it.
-
-
-def _run_teacher(
-    apply_fn: ApplyFn, variables: Variables, batch: Batch, values: Values
-) -> Outputs:
-    del values
-    outputs, _ = apply_fn(variables, batch["image"], train=False)
-    return outputs
-
-
-def _read_teacher(
-    decode: Callable[[Batch, jax.Array], jax.Array],
-    variables: Variables,
-    batch: Batch,
-    values: Values,
-) -> Outputs:
-    del variables
-    return Outputs(logits=decode(batch, values["temperature"]))
+    splits = sources.load(
+        config.dataset.name,
+        path=config.dataset.path,
+        data_dir=config.dataset.data_dir,
+        image_size=config.dataset.image_size,
+        validation=config.dataset.validation,
+    )
+    nets = {
+        role: network(config[role], splits.train, devices)
+        for role in ("teacher", "student")
+    }
+    predict = {
+        role: devices.predict_program(steps.make_predict_step(net.apply))
+        for role, net in nets.items()
+    }
+    return Parts(config, devices, splits, nets["teacher"], nets["student"], predict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,13 +85,13 @@ class Parts:
 
     def teacher_training(self) -> Training:
         train = self.config.teacher.train
-        recipe = _Recipe("teacher", self.teacher, train, label_objective(train))
-        return self._training(recipe, self.config.seed)
+        role = Role("teacher", self.teacher, train, label_objective(train))
+        return self._training(role, self.config.seed)
 
     def baseline_training(self, seed: int) -> Training:
         train = self.config.student.train
-        recipe = _Recipe("baseline", self.student, train, label_objective(train))
-        return self._training(recipe, seed)
+        role = Role("baseline", self.student, train, label_objective(train))
+        return self._training(role, seed)
 
     def student_training(
         self, seed: int, teacher_variables: Variables, cache: caches.Cache | None
@@ -143,14 +99,12 @@ class Parts:
         train = self.config.student.train
         built = self._distillation(self._num_steps(train))
         if cache is None:
-            teacher_fn = functools.partial(_run_teacher, self.teacher.apply)
+            teacher_fn = functools.partial(run_teacher, self.teacher.apply)
         else:
-            teacher_fn = functools.partial(_read_teacher, self._encoding().decode)
+            teacher_fn = functools.partial(read_teacher, self._encoding().decode)
             teacher_variables = {}
-        recipe = _Recipe(
-            "student", self.student, train, built, teacher_fn, self.teacher
-        )
-        return self._training(recipe, seed, teacher_variables, cache)
+        role = Role("student", self.student, train, built, teacher_fn, self.teacher)
+        return self._training(role, seed, teacher_variables, cache)
 
     def _distillation(self, num_steps: int) -> Built:
         train, distill = self.config.student.train, self.config.distill
@@ -287,40 +241,71 @@ class Parts:
             place=self.devices.replicate,
         )
 
-    def _training(
+    def accuracy_of(
         self,
-        recipe: "_Recipe",
+        network: networks.Network,
+        variables: Variables,
+        source: sources.Source | None = None,
+    ) -> float:
+        """Of a network on a split, the validation split by default; in %."""
+        source = self.splits.validation if source is None else source
+        predict = self.devices.predict_program(steps.make_predict_step(network.apply))
+        size = self.config.student.train.batch_size
+        logits, labels = predict_split(predict, variables, source, size)
+        return 100 * float(np.mean(logits.argmax(axis=-1) == labels))
+
+    def custom_training(
+        self,
+        *,
+        key: str,
+        name: str,
+        train: ConfigDict,
         seed: int,
-        teacher_variables: Variables | None = None,
-        cache: caches.Cache | None = None,
+        init: Callable[[], Any],
+        train_step: Callable[..., tuple[Any, steps.Metrics]],
+        constants: Any,
+        hparams: HParams,
+        evaluate: Callable[[Any], dict[str, float]],
+        loader: loaders.Loader | None = None,
+        num_steps: int | None = None,
     ) -> Training:
-        """One training of a recipe; those of other seeds share its programs."""
-        config, train = self.config, recipe.train
-        steps_per_epoch = self._steps_per_epoch(train)
-        hparams = {**optimizer_hparams(train, steps_per_epoch), **recipe.built.hparams}
-        loader = self._loader(train, seed, cache)
-        if recipe.role not in self.programs:
-            self.programs[recipe.role] = self.devices.train_program(
-                recipe.train_step(self.devices.axis_name),
-                loader.batch,
-                resident=not config.dataset.streaming,
+        """A training of any state, by any pure step.
+
+        Args:
+          key: names the compiled program, which trainings of the same key share.
+          name: for messages.
+          train: how long, and with which batches.
+          seed: of the order of the examples.
+          init: makes the state; it has a `step`.
+          train_step: maps state, `constants`, batch and `hparams` to a new state and
+            metrics, each a scalar; `'loss'` is one of them.
+          constants: what every step reads and none changes.
+          hparams: the schedules.
+          evaluate: from a state to further metrics.
+          loader: gives the batches; by default those of the train split.
+          num_steps: by default as many as the epochs of `train` have.
+        """
+        config = self.config
+        if loader is None:
+            loader = self._loader(train, seed, None)
+        resident = not isinstance(loader, loaders.StreamingLoader)
+        if key not in self.programs:
+            self.programs[key] = self.devices.train_program(
+                train_step, loader.batch, resident=resident
             )
         # Convolutions inside a loop lose their threads on CPU.
-        one_by_one = config.dataset.streaming or jax.default_backend() == "cpu"
-        has_validation = len(self.splits.validation) > 0
+        one_by_one = not resident or jax.default_backend() == "cpu"
         return Training(
-            name=recipe.role if recipe.role == "teacher" else f"{recipe.role} {seed}",
-            init=functools.partial(recipe.init_state, seed, hparams),
-            programs=self.programs[recipe.role],
+            name=name,
+            init=init,
+            programs=self.programs[key],
             loader=loader,
             hparams=hparams,
-            teacher_variables=teacher_variables or {},
-            num_steps=self._num_steps(train),
-            steps_per_epoch=steps_per_epoch,
-            validation=self.splits.validation if has_validation else None,
+            constants=constants,
+            num_steps=num_steps or train.num_epochs * loader.steps_per_epoch,
+            steps_per_epoch=loader.steps_per_epoch,
+            evaluate=evaluate,
             parallel=self.devices,
-            predict=self.predict["teacher" if recipe.role == "teacher" else "student"],
-            batch_size=train.batch_size,
             steps_per_dispatch=1 if one_by_one else config.steps_per_dispatch,
             log_every_steps=config.log_every_steps,
             eval_every_epochs=config.eval_every_epochs,
@@ -328,52 +313,29 @@ class Parts:
             keep_checkpoints=config.keep_checkpoints,
         )
 
-
-@dataclasses.dataclass(frozen=True)
-class _Recipe:
-    """How a role is trained, whatever the seed."""
-
-    role: str
-    network: networks.Network
-    train: ConfigDict
-    built: Built
-    teacher_fn: steps.TeacherFn = _no_teacher
-    teacher: networks.Network | None = None
-
-    def optimizer_fn(self) -> optimizers.OptimizerFn:
-        config = self.train.optimizer
-        switches = dict(clip=config.clip_norm > 0, max_norm=config.max_norm > 0)
-        if config.name == "sgd":
-            return optimizers.sgd(nesterov=config.nesterov, **switches)
-        return optimizers.adamw(**switches)
-
-    def init_state(self, seed: int, hparams: HParams) -> steps.TrainState:
-        init_rng, rng = jax.random.split(jax.random.key(seed))
-        variables = self._init(init_rng, hparams)
-        if self.train.num_microbatches > 1 and "batch_stats" in variables:
-            raise UserError(
-                f"Expected num_microbatches=1 for the {self.role}, whose BatchNorm "
-                "would see parts of the batch and learn something else, got "
-                f"{self.train.num_microbatches}: use a smaller batch_size, more "
-                "devices, or a model without BatchNorm."
-            )
-        ema = self.train.ema_decay > 0
-        return steps.init_state(variables, self.optimizer_fn(), hparams, rng, ema=ema)
-
-    def _init(self, rng: jax.Array, hparams: HParams) -> Variables:
-        if self.teacher is None:
-            return self.network.init(rng)
-        teacher = features.describe(self.teacher)
-        values = steps.hyperparameters(hparams, jnp.zeros((), jnp.int32))
-        return features.init(rng, self.network, teacher, self.built.adapters, values)
-
-    def train_step(self, axis_name: str | None) -> steps.TrainStep:
-        return steps.make_train_step(
-            self.network.apply,
-            self.teacher_fn,
-            self.built.objective,
-            self.optimizer_fn(),
-            adapters=self.built.adapters,
-            num_microbatches=self.train.num_microbatches,
-            axis_name=axis_name,
+    def _training(
+        self,
+        role: Role,
+        seed: int,
+        teacher_variables: Variables | None = None,
+        cache: caches.Cache | None = None,
+    ) -> Training:
+        """One training of a recipe; those of other seeds share its programs."""
+        train = role.train
+        rates = optimizer_hparams(train, self._steps_per_epoch(train))
+        hparams = {**rates, **role.built.hparams}
+        network = "teacher" if role.name == "teacher" else "student"
+        return self.custom_training(
+            key=role.name,
+            name=role.name if role.name == "teacher" else f"{role.name} {seed}",
+            train=train,
+            seed=seed,
+            init=functools.partial(role.init_state, seed, hparams),
+            train_step=role.train_step(self.devices.axis_name),
+            constants=teacher_variables or {},
+            hparams=hparams,
+            evaluate=split_evaluator(
+                self.predict[network], self.splits.validation, train.batch_size
+            ),
+            loader=self._loader(train, seed, cache),
         )

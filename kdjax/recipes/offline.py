@@ -13,7 +13,7 @@ result in the work directory, and are skipped when it is there:
 
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -30,24 +30,23 @@ from kdjax import (
     report,
 )
 from kdjax import teacher_cache as caches
-from kdjax.builders import Experiment
+from kdjax.builders import Experiment, build
 from kdjax.data import sources
 from kdjax.networks import Network
-from kdjax.training import Training, fit, predict_split
-from kdjax.types import Outputs, UserError, Variables
-from kdjax.workdir import (
-    begin,
-    finish,
-    full_disk_is_a_user_error,
-    read_json,
-    require,
-    write_arrays,
-    write_json,
+from kdjax.recipes.stages import (
+    SECONDS,
+    keep_variables,
+    load_variables,
+    run_stages,
 )
+from kdjax.training import Training, fit, predict_split
+from kdjax.types import Outputs, Variables
+from kdjax.workdir import begin, finish, read_json, require, write_arrays
 
 STAGES = ("teacher", "cache", "student", "baseline", "report")
-SECONDS = "seconds.json"  # Wall time by stage.
 NUM_EXAMPLES_SHOWN = 6
+
+__all__ = ["STAGES", "build", "run", "verify_cache"]
 
 
 def run(
@@ -69,20 +68,17 @@ def run(
       UserError: if something outside the code is wrong.
       Interrupted: if the process was asked to stop; run again to go on.
     """
-    unknown = [stage for stage in stages if stage not in STAGES]
-    if unknown:
-        raise UserError(
-            f"Expected --stages out of {', '.join(STAGES)}, got {', '.join(unknown)}."
-        )
-    workdir.mkdir(parents=True, exist_ok=True)
-    with full_disk_is_a_user_error(workdir):
-        for stage, run_stage in _STAGES.items():
-            if stage in stages:
-                started = time.monotonic()
-                run_stage(experiment, workdir)
-                _add_seconds(workdir, stage, time.monotonic() - started)
-        if "report" in stages and parallel.is_main_process():
-            run_report(experiment, workdir, command)
+    run_stages(
+        {
+            "teacher": lambda: run_teacher(experiment, workdir),
+            "cache": lambda: run_cache(experiment, workdir),
+            "student": lambda: run_students(experiment, workdir),
+            "baseline": lambda: run_baselines(experiment, workdir),
+            "report": lambda: run_report(experiment, workdir, command),
+        },
+        stages,
+        workdir,
+    )
 
 
 def run_teacher(experiment: Experiment, workdir: pathlib.Path) -> None:
@@ -160,16 +156,10 @@ def run_baselines(experiment: Experiment, workdir: pathlib.Path) -> None:
             _train(experiment, training, directory, "student")
 
 
-_STAGES: Mapping[str, Callable[[Experiment, pathlib.Path], None]] = {
-    "teacher": run_teacher,
-    "cache": run_cache,
-    "student": run_students,
-    "baseline": run_baselines,
-}
-
-
 def run_report(experiment: Experiment, workdir: pathlib.Path, command: str) -> None:
     """Measures what the models cost, and reports all that is there."""
+    if not parallel.is_main_process():
+        return
     directories = _finished(experiment, workdir)
     roles = {role for role, _ in directories}
     results = [_result(*key, path) for key, path in directories.items()]
@@ -199,13 +189,6 @@ def run_report(experiment: Experiment, workdir: pathlib.Path, command: str) -> N
     report.print_table(built, rich.console.Console())
 
 
-def load_variables(network: Network, directory: pathlib.Path) -> Variables:
-    """The variables that a finished training left, on the host."""
-    require(directory)
-    like = network.init(jax.random.key(0))
-    return pretrained.load(directory / "variables.safetensors", like)
-
-
 def _train(
     experiment: Experiment, training: Training, directory: pathlib.Path, network: str
 ) -> None:
@@ -213,7 +196,7 @@ def _train(
     started = time.monotonic()
     state, saved = fit(training, directory)
     best = None
-    if training.validation is not None and saved.best_step is not None:
+    if saved.best_step is not None:
         best = saved.restore(saved.best_step, state).eval_variables
     result = {
         "steps": training.num_steps,
@@ -245,9 +228,7 @@ def _keep(
             )
     if parallel.is_main_process():
         write_arrays(directory / "predictions.npz", logits)
-        pretrained.save_safetensors(
-            directory / "variables.safetensors", jax.device_get(variables)
-        )
+    keep_variables(directory, variables)
 
 
 def _network(experiment: Experiment, role: str) -> Network:
@@ -310,14 +291,6 @@ def _run_info(
         commit=measure.commit(),
         stage_seconds=read_json(workdir / SECONDS) or {},
     )
-
-
-def _add_seconds(workdir: pathlib.Path, stage: str, seconds: float) -> None:
-    """Adds up what a stage took over all runs that came to its end."""
-    if parallel.is_main_process():
-        total = read_json(workdir / SECONDS) or {}
-        total[stage] = total.get(stage, 0.0) + seconds
-        write_json(workdir / SECONDS, total)
 
 
 def _examples(

@@ -1,0 +1,65 @@
+"""Networks and optimizers, each from its section of a config."""
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from kdjax import models, networks, optimizers, parallel
+from kdjax.data import sources
+from kdjax.types import UserError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def network(
+    config: ConfigDict, source: sources.Source, devices: parallel.Parallel
+) -> networks.Network:
+    """The model of a `teacher` or `student` section, for the images of `source`."""
+    arguments = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in config.model.items()
+        if name not in ("name", "dtype")
+    }
+    module = models.create(
+        config.model.name,
+        num_classes=source.num_classes,
+        dtype=jnp.dtype(config.model.dtype),
+        axis_name=devices.axis_name,
+        **arguments,
+    )
+    mean, std = _statistics(config.normalize, source)
+    return networks.from_linen(
+        module,
+        name=config.model.name,
+        image_shape=source.image_shape,
+        num_classes=source.num_classes,
+        mean=mean,
+        std=std,
+    )
+
+
+def _statistics(
+    normalize: str, source: sources.Source
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation by channel, of pixels in [0, 1]."""
+    channels = source.image_shape[-1]
+    if normalize == "dataset":
+        mean, std = sources.channel_statistics(source)
+        return tuple(mean.tolist()), tuple(std.tolist())
+    if normalize == "unit":
+        return (0.0,) * channels, (1.0,) * channels
+    if channels != len(IMAGENET_MEAN):
+        raise UserError(
+            f"Expected images of 3 channels for normalize='imagenet', got {channels}: "
+            "use 'dataset' or 'unit'."
+        )
+    return IMAGENET_MEAN, IMAGENET_STD
+
+
+def optimizer_fn(train: ConfigDict) -> optimizers.OptimizerFn:
+    """The optimizer of a `train` section; its numbers are in `optimizer_hparams`."""
+    config = train.optimizer
+    switches = dict(clip=config.clip_norm > 0, max_norm=config.max_norm > 0)
+    if config.name == "sgd":
+        return optimizers.sgd(nesterov=config.nesterov, **switches)
+    return optimizers.adamw(**switches)

@@ -1,0 +1,89 @@
+"""How a teacher, a student or a baseline is trained, whatever the seed."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from kdjax import features, networks, steps
+from kdjax.builders._networks import optimizer_fn
+from kdjax.builders._objectives import Built
+from kdjax.types import (
+    ApplyFn,
+    Batch,
+    HParams,
+    Outputs,
+    UserError,
+    Values,
+    Variables,
+)
+
+
+def no_teacher(variables: Variables, batch: Batch, values: Values) -> Outputs:
+    del variables, batch, values
+    return Outputs(logits=jnp.zeros((0,)))  # No label term reads it.
+
+
+def run_teacher(
+    apply_fn: ApplyFn, variables: Variables, batch: Batch, values: Values
+) -> Outputs:
+    del values
+    outputs, _ = apply_fn(variables, batch["image"], train=False)
+    return outputs
+
+
+def read_teacher(
+    decode: Callable[[Batch, jax.Array], jax.Array],
+    variables: Variables,
+    batch: Batch,
+    values: Values,
+) -> Outputs:
+    del variables
+    return Outputs(logits=decode(batch, values["temperature"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Role:
+    """How a role is trained, whatever the seed."""
+
+    name: str
+    network: networks.Network
+    train: ConfigDict
+    built: Built
+    teacher_fn: steps.TeacherFn = no_teacher
+    teacher: networks.Network | None = None
+
+    def init_state(self, seed: int, hparams: HParams) -> steps.TrainState:
+        init_rng, rng = jax.random.split(jax.random.key(seed))
+        variables = self._init(init_rng, hparams)
+        if self.train.num_microbatches > 1 and "batch_stats" in variables:
+            raise UserError(
+                f"Expected num_microbatches=1 for the {self.name}, whose BatchNorm "
+                "would see parts of the batch and learn something else, got "
+                f"{self.train.num_microbatches}: use a smaller batch_size, more "
+                "devices, or a model without BatchNorm."
+            )
+        ema = self.train.ema_decay > 0
+        return steps.init_state(
+            variables, optimizer_fn(self.train), hparams, rng, ema=ema
+        )
+
+    def _init(self, rng: jax.Array, hparams: HParams) -> Variables:
+        if self.teacher is None:
+            return self.network.init(rng)
+        teacher = features.describe(self.teacher)
+        values = steps.hyperparameters(hparams, jnp.zeros((), jnp.int32))
+        return features.init(rng, self.network, teacher, self.built.adapters, values)
+
+    def train_step(self, axis_name: str | None) -> steps.TrainStep:
+        return steps.make_train_step(
+            self.network.apply,
+            self.teacher_fn,
+            self.built.objective,
+            optimizer_fn(self.train),
+            adapters=self.built.adapters,
+            num_microbatches=self.train.num_microbatches,
+            axis_name=axis_name,
+        )
