@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import rich.console
 
-from kdjax import parallel, pretrained
+from kdjax import measure, parallel, pretrained, report
 from kdjax.networks import Network
+from kdjax.report import study
+from kdjax.report.drawing import Drawing
 from kdjax.training import Training, fit
 from kdjax.types import UserError, Variables
 from kdjax.workdir import (
@@ -94,6 +97,39 @@ def load_variables(network: Network, directory: pathlib.Path) -> Variables:
     require(directory)
     like = network.init(jax.random.key(0))
     return pretrained.load(directory / VARIABLES, like)
+
+
+def about(
+    workdir: pathlib.Path,
+    command: str,
+    *,
+    num_examples: int,
+    config: Mapping[str, Any],
+    source: str = "",
+    unit: report.Unit = "accuracy",
+) -> study.About:
+    """What a study's report says of how it came about."""
+    return study.About(
+        name=workdir.name,
+        command=command,
+        num_examples=num_examples,
+        unit=unit,
+        source=source,
+        config=config,
+        versions=measure.versions(),
+        hardware=measure.hardware(),
+        commit=measure.commit(),
+        stage_seconds=read_json(workdir / SECONDS) or {},
+    )
+
+
+def write_study(
+    made: report.Report, workdir: pathlib.Path, drawings: Sequence[Drawing] = ()
+) -> None:
+    """Writes a study into the work directory, and prints its table."""
+    if parallel.is_main_process():
+        study.write(made, workdir / "report", drawings)
+        study.print_table(made, rich.console.Console())
 
 
 def _add_seconds(workdir: pathlib.Path, stage: str, seconds: float) -> None:

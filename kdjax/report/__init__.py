@@ -60,6 +60,7 @@ from typing import Any
 
 from kdjax.report import drawing, figures, page, soft_labels
 from kdjax.report.assemble import Report, build
+from kdjax.report.files import replace
 from kdjax.report.records import ROLES, Examples, ModelResult, Role, RunInfo, Unit
 from kdjax.report.table import print_table
 
@@ -94,20 +95,14 @@ def write(
     directory = pathlib.Path(directory)
     (directory / "figures").mkdir(parents=True, exist_ok=True)
     page_path, json_path = directory / "report.html", directory / "report.json"
-    _replace(page_path, page.render(report).encode())
+    replace(page_path, page.render(report).encode())
     text = json.dumps(report, allow_nan=False, ensure_ascii=False, indent=1)
-    _replace(json_path, text.encode())
+    replace(json_path, text.encode())
     drawn = {figure.name: figure.draw for figure in figures.drawings(report)}
     if report["examples"]:
         drawn["soft_labels"] = lambda: soft_labels.sheet(report)
     paths = [page_path, json_path]
     for name, draw in drawn.items():
         paths.append(directory / "figures" / f"{name}.png")
-        _replace(paths[-1], drawing.png(draw()))
+        replace(paths[-1], drawing.png(draw()))
     return paths
-
-
-def _replace(path: pathlib.Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)

@@ -28,21 +28,21 @@ def render(report: Mapping[str, Any]) -> str:
     Everything that came from outside (names, notes, commands, the config) is escaped.
     """
     fields = {
-        "title": _escape(report["name"]),
+        "title": escape(report["name"]),
         "style": STYLE,
-        "headline": _headline(report["headline"]),
+        "headline": headline(report["headline"]),
         "tiles": "".join(_tiles(report)),
-        "findings": "".join(_finding(found) for found in report["findings"]),
-        "tables": "".join(_table(entry) for entry in table.tables(report)),
-        "figures": "".join(_figure(d) for d in figures.drawings(report)),
+        "findings": "".join(finding(found) for found in report["findings"]),
+        "tables": "".join(table_section(entry) for entry in table.tables(report)),
+        "figures": "".join(figure(d) for d in figures.drawings(report)),
         "soft_labels": _soft_labels(report),
         "details": "".join(_details(report)),
-        "footer": "".join(_footer(report)),
+        "footer": "".join(footer(report)),
     }
     return string.Template(TEMPLATE).substitute(fields)
 
 
-def _escape(text: Any) -> str:
+def escape(text: Any) -> str:
     return html.escape(str(text))
 
 
@@ -50,20 +50,20 @@ def _prose(text: str) -> str:
     """Escaped text whose lines never break inside a quantity."""
     space = "\N{NO-BREAK SPACE}"
     text = re.sub(r"(?<=\d) %", f"{space}%", text.replace("± ", f"±{space}"))
-    return _escape(text.replace(" = ", f"{space}={space}"))
+    return escape(text.replace(" = ", f"{space}={space}"))
 
 
 def _linked(text: str) -> str:
     """Escaped text, in which web addresses are links: followed only when clicked."""
     parts = re.split(r"(https?://[^\s<>\"']*[^\s<>\"'.,;:)])", text)
     for i, part in enumerate(parts):
-        address = _escape(part)
+        address = escape(part)
         link = f'<a href="{address}" rel="noreferrer">{address}</a>'
         parts[i] = link if i % 2 else _prose(part)
     return "".join(parts)
 
 
-def _headline(text: str) -> str:
+def headline(text: str) -> str:
     """The claim large, the evidence in brackets after it small."""
     claim, bracket, evidence = text.partition(" (")
     return f"{_prose(claim)} <small>{_prose((bracket + evidence).strip())}</small>"
@@ -86,26 +86,26 @@ def _tiles(report: Mapping[str, Any]) -> Iterable[str]:
             f'<div class="tile {role}"><span class="name">{ROLE_NAMES[role]}</span>'
             f'<span class="value">{value}{unit}</span>'
             f'<span class="sub">{_prose(count)}</span>'
-            f'<span class="sub">{_escape(size)}</span></div>'
+            f'<span class="sub">{escape(size)}</span></div>'
         )
 
 
-def _finding(found: Mapping[str, str]) -> str:
-    return f'<li class="{_escape(found["kind"])}">{_linked(found["text"])}</li>'
+def finding(found: Mapping[str, str]) -> str:
+    return f'<li class="{escape(found["kind"])}">{_linked(found["text"])}</li>'
 
 
 def _data(cell: Cell) -> str:
     """A cell, the number behind it machine-readable."""
     if cell.value is None:
-        return _escape(cell.text)
+        return escape(cell.text)
     quantity, bracket, interval = _prose(cell.text).partition(" (")
     if bracket:
         quantity += f' <span class="interval">({interval}</span>'
     return f'<data value="{cell.value!r}">{quantity}</data>'
 
 
-def _table(entry: Table) -> str:
-    head = "".join(f'<th scope="col">{_escape(c)}</th>' for c in entry.columns)
+def table_section(entry: Table) -> str:
+    head = "".join(f'<th scope="col">{escape(c)}</th>' for c in entry.columns)
     body = "".join(
         f'<tr><th scope="row">{_data(row[0])}</th>'
         + "".join(f"<td>{_data(cell)}</td>" for cell in row[1:])
@@ -114,15 +114,16 @@ def _table(entry: Table) -> str:
     )
     note = f'<p class="note">{_linked(entry.note)}</p>' if entry.note else ""
     return (
-        f"<section><h2>{_escape(entry.title)}</h2>"
+        f"<section><h2>{escape(entry.title)}</h2>"
         f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>{note}</section>"
     )
 
 
-def _figure(figure: drawing.Drawing) -> str:
-    caption = _escape(figure.caption)
-    picture = _inline_svg(drawing.svg(figure.draw(), figure.name), figure)
+def figure(drawn: drawing.Drawing) -> str:
+    """A figure with its caption; it takes the colours of the page."""
+    caption = escape(drawn.caption)
+    picture = _inline_svg(drawing.svg(drawn.draw(), drawn.name), drawn)
     return f"<figure>{picture}<figcaption>{caption}</figcaption></figure>"
 
 
@@ -142,7 +143,7 @@ def _inline_svg(text: str, figure: drawing.Drawing) -> str:
         text = text.replace(f": {color}", f": var(--{variable})")
     text = re.sub(r"font-family: [^;\"]*", "font-family: inherit", text)
     text = re.sub(r"(font: [^;\"]*?px) [^;\"]*", r"\1 var(--font)", text)
-    label = _escape(figure.caption)
+    label = escape(figure.caption)
     # The size in points gives way to the width of the column.
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
@@ -150,7 +151,7 @@ def _inline_svg(text: str, figure: drawing.Drawing) -> str:
 
 
 def _soft_labels(report: Mapping[str, Any]) -> str:
-    cards = "".join(_figure(d) for d in soft_labels.drawings(report))
+    cards = "".join(figure(d) for d in soft_labels.drawings(report))
     if not cards:
         return ""
     temperature = f"{report['temperature']:g}"
@@ -166,8 +167,8 @@ def _soft_labels(report: Mapping[str, Any]) -> str:
 def _details(report: Mapping[str, Any]) -> Iterable[str]:
     best = table.best_table(report)
     if best is not None:
-        yield _folded("All metrics at the epoch best by validation", _table(best))
-    yield _folded("Every training", _table(table.per_seed(report)))
+        yield folded("All metrics at the epoch best by validation", table_section(best))
+    yield folded("Every training", table_section(table.per_seed(report)))
     if report["stage_seconds"]:
         rows = [
             [Cell(stage), Cell(duration(seconds), seconds)]
@@ -176,27 +177,27 @@ def _details(report: Mapping[str, Any]) -> Iterable[str]:
         total = sum(report["stage_seconds"].values())
         rows.append([Cell("all"), Cell(duration(total), total)])
         stages = Table("Wall time", ["Stage", "Time"], rows)
-        yield _folded("Wall time by stage", _table(stages))
-    yield _folded("What the metrics mean", _definitions(report))
+        yield folded("Wall time by stage", table_section(stages))
+    yield folded("What the metrics mean", _definitions(report))
     config = json.dumps(report["config"], indent=2, ensure_ascii=False)
-    yield _folded("The whole config", f"<pre>{_escape(config)}</pre>")
+    yield folded("The whole config", f"<pre>{escape(config)}</pre>")
 
 
-def _folded(title: str, content: str) -> str:
-    return f"<details><summary>{_escape(title)}</summary>{content}</details>"
+def folded(title: str, content: str) -> str:
+    return f"<details><summary>{escape(title)}</summary>{content}</details>"
 
 
 def _definitions(report: Mapping[str, Any]) -> str:
     entries = "".join(
-        f"<dt>{_escape(m.title)}</dt><dd>{_escape(m.meaning)} {m.better.capitalize()} "
+        f"<dt>{escape(m.title)}</dt><dd>{escape(m.meaning)} {m.better.capitalize()} "
         "is better.</dd>"
         for m in METRICS.values()
     )
     return f"<dl>{entries}</dl>"
 
 
-def _footer(report: Mapping[str, Any]) -> Iterable[str]:
-    yield f"<p>Run again with</p><pre>{_escape(report['command'])}</pre><dl>"
+def footer(report: Mapping[str, Any]) -> Iterable[str]:
+    yield f"<p>Run again with</p><pre>{escape(report['command'])}</pre><dl>"
     seeds = ", ".join(str(seed) for seed in report["seeds"])
     facts = {
         "Seeds": seeds,
@@ -207,7 +208,7 @@ def _footer(report: Mapping[str, Any]) -> Iterable[str]:
         "Made": report["created"],
     }
     for name, value in facts.items():
-        yield f"<div><dt>{name}</dt><dd>{_escape(value)}</dd></div>"
+        yield f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>"
     yield "</dl>"
 
 

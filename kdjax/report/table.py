@@ -1,6 +1,6 @@
 """The tables of a report: as rows of text, for the page, and in the terminal."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import rich.table
@@ -98,14 +98,24 @@ def print_table(report: Mapping[str, Any], console: Console) -> None:
       report: as from `build`.
       console: where to; its width and its encoding are respected.
     """
-    parts: list[Any] = [Text(report["headline"], style="bold"), Text()]
-    for table in tables(report):
+    print_parts(report["headline"], tables(report), report["findings"], console)
+
+
+def print_parts(
+    headline: str,
+    tables: Iterable[Table],
+    findings: Iterable[Mapping[str, str]],
+    console: Console,
+) -> None:
+    """Prints a report, in characters that the console has."""
+    parts: list[Any] = [Text(headline, style="bold"), Text()]
+    for table in tables:
         parts += [_rich_table(table), Text()]
     styles = {"hit": "green", "miss": "red", "fact": ""}
     marks = {"hit": "✓", "miss": "✗", "fact": "·"}
     parts += [
         Text(f"{marks[found['kind']]} {found['text']}", style=styles[found["kind"]])
-        for found in report["findings"]
+        for found in findings
     ]
     if console.encoding.lower().startswith("utf"):
         console.print(Group(*parts))

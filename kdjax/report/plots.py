@@ -1,0 +1,248 @@
+"""Figures of studies: lines, dots, heat maps and sheets of images."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from kdjax.report.drawing import COLORS, FAINT, INK, MUTED, Drawing, styled
+from kdjax.report.quantities import number
+
+# Okabe and Ito's, in an order in which neighbours differ in lightness too.
+PALETTE = (
+    COLORS["student"],
+    COLORS["baseline"],
+    COLORS["teacher"],
+    "#cc79a7",
+    "#56b4e9",
+    "#e69f00",
+    "#8c6d1f",
+    INK,
+)
+LINE_STYLES = ("-", "--", "-.", ":")
+SYMBOLS = "osD^vPX*"
+
+_WIDTH = 5.4  # Inches, as the report's other figures.
+
+
+class Series(NamedTuple):
+    """One thing over x: the mean of its runs is drawn thick, each run thin.
+
+    Attributes:
+      label: in the legend.
+      x: `[points]`.
+      runs: `[runs, points]`, or `[points]` of a single run.
+      reference: drawn as a thin grey line, without markers: a level to compare with.
+    """
+
+    label: str
+    x: Sequence[float]
+    runs: Any
+    reference: bool = False
+
+
+def lines(
+    name: str,
+    caption: str,
+    series: Sequence[Series],
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+    xscale: str = "linear",
+    yscale: str = "linear",
+) -> Drawing:
+    """Curves of several things, each over its runs."""
+
+    @styled
+    def draw() -> Figure:
+        figure, axes = _new_figure(3.8)
+        for i, one in enumerate(series):
+            _series(axes, i, one)
+        axes.set(xlabel=xlabel, ylabel=ylabel, xscale=xscale, yscale=yscale)
+        axes.set_title(title)
+        _legend_below(figure, axes)
+        return figure
+
+    return Drawing(name, caption, draw)
+
+
+def dots(name: str, report: Mapping[str, Any]) -> Drawing:
+    """Every seed of every arm of a study as a dot, the means as lines."""
+    unit = "Accuracy (%)" if report["unit"] == "accuracy" else "Errors"
+    caption = f"{unit} of every seed (dots) and their mean (bar)."
+    if any(arm["published"] is not None for arm in report["arms"]):
+        caption += " Diamonds: published."
+    return Drawing(name, caption, functools.partial(_dots, report, unit))
+
+
+def heatmap(
+    name: str,
+    caption: str,
+    values: Any,
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    ylabel: str,
+    xlabel: str,
+    title: str = "",
+    digits: int | None = 1,
+    label: str = "",
+) -> Drawing:
+    """A table of numbers `[rows, columns]` as colours, with the numbers in it.
+
+    Args:
+      name: of the file.
+      caption: what it shows.
+      values: `[rows, columns]`; NaN stays empty.
+      rows: their headings.
+      columns: their headings.
+      ylabel: what the rows are.
+      xlabel: what the columns are.
+      title: above it.
+      digits: of the numbers; None writes none.
+      label: of the colours.
+    """
+
+    @styled
+    def draw() -> Figure:
+        array = np.asarray(values, np.float64)
+        height = min(1.2 + 0.36 * len(rows), 7.0)
+        figure, axes = _new_figure(max(height, 2.6))
+        image = axes.imshow(array, cmap="cividis", aspect="auto")
+        axes.grid(False)
+        axes.set_xticks(range(len(columns)), columns)
+        axes.set_yticks(range(len(rows)), rows)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        axes.set_title(title)
+        figure.colorbar(image, ax=axes, label=label)
+        if digits is not None:
+            _write_numbers(axes, array, digits)
+        return figure
+
+    return Drawing(name, caption, draw)
+
+
+def image_grid(
+    name: str,
+    caption: str,
+    rows: Sequence[np.ndarray],
+    row_titles: Sequence[str],
+) -> Drawing:
+    """Rows of images, uint8 `[n, height, width, channels]` each, under their titles."""
+
+    @styled
+    def draw() -> Figure:
+        count = max(len(row) for row in rows)
+        figure = Figure(
+            figsize=(_WIDTH, 0.3 + _WIDTH / count * len(rows)), layout="constrained"
+        )
+        grid = figure.subplots(len(rows), count, squeeze=False)
+        for axes_row, images, title in zip(grid, rows, row_titles, strict=True):
+            for axes in axes_row:
+                axes.set_axis_off()
+            for axes, image in zip(axes_row, images, strict=False):
+                gray = image.shape[-1] == 1
+                axes.imshow(
+                    image[..., 0] if gray else image,
+                    cmap="gray" if gray else None,
+                    vmin=0,
+                    vmax=255,
+                    interpolation="nearest",
+                )
+            axes_row[0].set_title(title, fontsize=8, fontweight="normal", pad=2)
+        return figure
+
+    return Drawing(name, caption, draw)
+
+
+def _new_figure(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _series(axes: Axes, index: int, one: Series) -> None:
+    runs = np.atleast_2d(np.asarray(one.runs, np.float64))
+    if one.reference:
+        axes.plot(one.x, runs.mean(axis=0), color=MUTED, linewidth=1.2, label=one.label)
+        return
+    color = PALETTE[index % len(PALETTE)]
+    style = LINE_STYLES[index % len(LINE_STYLES)]
+    if len(runs) > 1:
+        axes.plot(one.x, runs.T, color=color, linewidth=0.7, alpha=0.35)
+    # Markers where points are few enough to be told apart.
+    marker = SYMBOLS[index % len(SYMBOLS)] if len(one.x) <= 15 else None
+    axes.plot(
+        one.x,
+        runs.mean(axis=0),
+        color=color,
+        linestyle=style,
+        marker=marker,
+        markersize=4,
+        label=one.label,
+    )
+
+
+def _legend_below(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) > 1:
+        columns = 1 if max(map(len, labels)) > 30 else 2
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+
+
+@styled
+def _dots(report: Mapping[str, Any], unit: str) -> Figure:
+    arms = report["arms"]
+    figure, axes = _new_figure(1.2 + 0.34 * len(arms))
+    for row, arm in enumerate(arms):
+        compared = arm["against"] is not None
+        color = COLORS["student"] if compared else MUTED
+        values, mean = arm["values"], arm["summary"]["mean"]
+        axes.plot(
+            values, [row] * len(values), "o", color=color, markersize=4, alpha=0.5
+        )
+        axes.plot([mean], [row], "|", color=color, markersize=14, markeredgewidth=2.4)
+        if arm["published"] is not None:
+            axes.plot(
+                [arm["published"]],
+                [row],
+                "D",
+                color=INK,
+                markersize=4,
+                fillstyle="none",
+            )
+        if arm["against"] is not None:
+            other = next(x for x in arms if x["name"] == arm["against"])
+            axes.plot(
+                [other["summary"]["mean"]] * 2,
+                [row - 0.4, row + 0.4],
+                color=FAINT,
+                linewidth=1.2,
+                zorder=1,
+            )
+    axes.set_yticks(range(len(arms)), [arm["title"] for arm in arms])
+    axes.set_ylim(len(arms) - 0.5, -0.5)
+    axes.set(xlabel=unit)
+    axes.grid(axis="y", visible=False)
+    return figure
+
+
+def _write_numbers(axes: Axes, array: np.ndarray, digits: int) -> None:
+    low, high = np.nanmin(array), np.nanmax(array)
+    colors = matplotlib.colormaps["cividis"]
+    for (i, j), value in np.ndenumerate(array):
+        if np.isfinite(value):
+            shade = np.mean(colors((value - low) / max(high - low, 1e-12))[:3])
+            axes.text(
+                j,
+                i,
+                number(float(value), digits),
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if shade < 0.55 else "black",
+            )
