@@ -56,7 +56,7 @@ def test_where_fewer_errors_are_better_so_is_a_negative_difference():
         study.Arm("worse", "Noise", {0: 300, 1: 310}, against="hard"),
     ]
     report = study.build(_about(unit="errors"), arms)
-    assert report["headline"].startswith("Soft targets: \N{MINUS SIGN}32.5 errors against")
+    assert report["headline"].startswith("Soft targets: \N{MINUS SIGN}32.5 errors")
     assert "1 of 2 seeds" in report["headline"]
 
 
