@@ -41,6 +41,7 @@ def get_config() -> config_dict.ConfigDict:
         top_k=5,
         temperatures=(1.0, 2.0, 4.0, 8.0, 20.0),  # Where the tail of 'topk' is exact.
         shard_size=8192,  # Examples.
+        max_gigabytes=4.0,  # Of teacher's features; beyond, the teacher runs online.
     )
     config.student = config_dict.create(
         model=dict(name="resnet8", dtype="float32"),
@@ -54,6 +55,7 @@ def get_config() -> config_dict.ConfigDict:
         alpha=0.9,  # Weight of the soft term; 1 - alpha is that of the hard one.
         alpha_schedule="constant",  # As above.
         alpha_final=0.0,
+        from_epoch=0.0,  # Until then both terms are off, and `terms` alone count.
         terms=config_dict.ConfigDict(),  # More losses by name, see builders.LOSSES.
     )
     config.published = config_dict.create(
@@ -98,6 +100,18 @@ def smoke(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
         for name in ("crop_padding", "jitter"):
             model.train.augment[name] = min(model.train.augment[name], 1)
     return config
+
+
+def mutual() -> config_dict.ConfigDict:
+    """The section of `config.recipe = "mutual"`."""
+    return config_dict.create(
+        sizes=(2, 3, 4),  # Cohorts of so many students of `student.model`.
+        partners=config_dict.ConfigDict(),  # Models, by any name, that join one of
+        # these in a further, mixed cohort: dict(name="lenet5", dtype="float32").
+        updates="simultaneous",  # Or 'alternating': each sees those before it updated.
+        weight=1.0,  # Of the mean divergence from the peers; the labels' is 1.
+        temperature=1.0,
+    )
 
 
 def _train() -> dict:

@@ -18,7 +18,11 @@ OptimizerFn: TypeAlias = Callable[[Values], optax.GradientTransformation]
 
 
 def sgd(
-    *, nesterov: bool = False, clip: bool = False, max_norm: bool = False
+    *,
+    nesterov: bool = False,
+    clip: bool = False,
+    max_norm: bool = False,
+    spare_unreached: bool = False,
 ) -> OptimizerFn:
     r"""Stochastic gradient descent with momentum and coupled weight decay.
 
@@ -33,6 +37,8 @@ def sgd(
       clip: clip the global norm of the gradient to the value `clip_norm`.
       max_norm: after each update, project every unit's incoming weights onto a ball
         of radius `max_norm`.
+      spare_unreached: don't decay an array all of whose gradient is zero, so that what
+        a loss does not reach stays as it is: PyTorch skips what has no gradient.
 
     Returns:
       A function of the values `learning_rate`, `momentum`, `weight_decay` (and
@@ -42,7 +48,7 @@ def sgd(
     def make(values: Values) -> optax.GradientTransformation:
         return optax.chain(
             *_clipping(values, clip),
-            optax.add_decayed_weights(values["weight_decay"]),
+            _decay(values, spare_unreached),
             optax.trace(values["momentum"], nesterov=nesterov),
             optax.scale(-values["learning_rate"]),
             *_projection(values, max_norm),
@@ -51,12 +57,15 @@ def sgd(
     return make
 
 
-def adamw(*, clip: bool = False, max_norm: bool = False) -> OptimizerFn:
+def adamw(
+    *, clip: bool = False, max_norm: bool = False, spare_unreached: bool = False
+) -> OptimizerFn:
     """Adam with decoupled weight decay, Loshchilov & Hutter 2019.
 
     Args:
       clip: as in `sgd`.
       max_norm: as in `sgd`.
+      spare_unreached: as in `sgd`.
 
     Returns:
       A function of the values `learning_rate`, `weight_decay`, `b1`, `b2` (and
@@ -67,7 +76,7 @@ def adamw(*, clip: bool = False, max_norm: bool = False) -> OptimizerFn:
         return optax.chain(
             *_clipping(values, clip),
             _standard_promotion(optax.scale_by_adam(values["b1"], values["b2"])),
-            optax.add_decayed_weights(values["weight_decay"]),
+            _decay(values, spare_unreached),
             optax.scale(-values["learning_rate"]),
             *_projection(values, max_norm),
         )
@@ -112,6 +121,18 @@ def _standard_promotion(
 
 def _clipping(values: Values, clip: bool) -> list[optax.GradientTransformation]:
     return [optax.clip_by_global_norm(values["clip_norm"])] if clip else []
+
+
+def _decay(values: Values, spare_unreached: bool) -> optax.GradientTransformation:
+    """Adds the decayed weights to the update; not to one that is all zero, if asked."""
+    rate = values["weight_decay"]
+    if not spare_unreached:
+        return optax.add_decayed_weights(rate)
+
+    def add(update: jax.Array, param: jax.Array) -> jax.Array:
+        return update + jnp.where(jnp.any(update != 0), rate, 0) * param
+
+    return optax.stateless(lambda updates, params: jax.tree.map(add, updates, params))
 
 
 def _projection(values: Values, max_norm: bool) -> list[optax.GradientTransformation]:

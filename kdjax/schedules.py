@@ -106,6 +106,31 @@ class Cosine:
         return value * _warmup(step, self.warmup_steps)
 
 
+@flax.struct.dataclass
+class Between:
+    """`value` from `first_step` on and before `end_step`; zero at all other steps.
+
+    Over the first `warmup_steps` it rises in a straight line to `value`.
+
+    Examples:
+      >>> from kdjax import schedules
+      >>> weight = schedules.Between(0.5, first_step=10, end_step=20)
+      >>> print(weight(9), weight(10), weight(19), weight(20))
+      0.0 0.5 0.5 0.0
+    """
+
+    value: Leaf
+    first_step: Leaf = 0
+    end_step: Leaf = float("inf")
+    warmup_steps: Leaf = 0
+
+    def __call__(self, step: jax.Array | int) -> jax.Array:
+        value = jnp.asarray(self.value, jnp.float32)
+        after = _float(step) - _float(self.first_step)
+        is_on = (after >= 0) & (_float(step) < _float(self.end_step))
+        return jnp.where(is_on, value * _warmup(after, self.warmup_steps), 0)
+
+
 def _float(x: Leaf) -> jax.Array:
     """Float32, exact for steps below 2**24."""
     return jnp.asarray(x, jnp.float32)

@@ -30,6 +30,7 @@ class Experiment:
       seeds: one student and one baseline each.
       teacher_checkpoint: a file or directory to import the teacher from, or `None`.
       cached: whether the teacher is read from a cache, or runs in every step.
+      teacher_note: a sentence that says so, and what it takes.
       manifest: makes the cache's manifest from the teacher's variables.
       compute: makes, from the teacher's variables, the function of example ids and a
         view that the cache is filled with.
@@ -53,6 +54,7 @@ class Experiment:
     seeds: tuple[int, ...]
     teacher_checkpoint: str | None
     cached: bool
+    teacher_note: str
     manifest: Callable[[Variables], teacher_cache.Manifest]
     compute: Callable[[Variables], Callable[[np.ndarray, int], np.ndarray]]
     teacher_training: Callable[[], Training]
@@ -78,7 +80,8 @@ def build(config: ConfigDict) -> Experiment:
         student=parts.student,
         seeds=tuple(config.seeds),
         teacher_checkpoint=config.teacher.checkpoint,
-        cached=config.teacher.source == "cached",
+        cached=parts.cached,
+        teacher_note=parts.teacher_note,
         manifest=parts.manifest,
         compute=parts.compute,
         teacher_training=parts.teacher_training,

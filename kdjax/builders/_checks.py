@@ -42,23 +42,27 @@ POSITIVE = (
 
 FRACTIONS = ("distill.alpha", "distill.alpha_final")
 
-NOT_NEGATIVE = tuple(
-    f"{role}.train.{key}"
-    for role in ("teacher", "student")
-    for key in (
-        "num_views",
-        "label_smoothing",
-        "ema_decay",
-        "optimizer.weight_decay",
-        "optimizer.clip_norm",
-        "optimizer.max_norm",
-        "learning_rate.base",
-        "learning_rate.warmup_epochs",
-        "augment.crop_padding",
-        "augment.cutout",
-        "augment.jitter",
-        "augment.mixup",
-    )
+NOT_NEGATIVE = (
+    "cache.max_gigabytes",
+    "distill.from_epoch",
+    *(
+        f"{role}.train.{key}"
+        for role in ("teacher", "student")
+        for key in (
+            "num_views",
+            "label_smoothing",
+            "ema_decay",
+            "optimizer.weight_decay",
+            "optimizer.clip_norm",
+            "optimizer.max_norm",
+            "learning_rate.base",
+            "learning_rate.warmup_epochs",
+            "augment.crop_padding",
+            "augment.cutout",
+            "augment.jitter",
+            "augment.mixup",
+        )
+    ),
 )
 
 # At 1 nothing would be left: of the label, of the new weights.
@@ -72,15 +76,15 @@ BELOW_ONE = tuple(
 def check(config: ConfigDict) -> None:
     """Raises `UserError` on the first value out of its range."""
     for name, choices in CHOICES.items():
-        _expect(config, name, lambda x, c=choices: x in c, f"one of {choices}")
+        expect(config, name, lambda x, c=choices: x in c, f"one of {choices}")
     for name in POSITIVE:
-        _expect(config, name, lambda x: x > 0, "a positive number")
+        expect(config, name, lambda x: x > 0, "a positive number")
     for name in FRACTIONS:
-        _expect(config, name, lambda x: 0 <= x <= 1, "a number between 0 and 1")
+        expect(config, name, lambda x: 0 <= x <= 1, "a number between 0 and 1")
     for name in NOT_NEGATIVE:
-        _expect(config, name, lambda x: x >= 0, "no negative number")
+        expect(config, name, lambda x: x >= 0, "no negative number")
     for name in BELOW_ONE:
-        _expect(config, name, lambda x: x < 1, "a number below 1")
+        expect(config, name, lambda x: x < 1, "a number below 1")
     if not config.seeds or len(set(config.seeds)) != len(config.seeds):
         raise UserError(
             f"Expected seeds to be one or more different numbers, got "
@@ -105,7 +109,8 @@ def _check_training(role: str, train: ConfigDict) -> None:
         )
 
 
-def _expect(config: ConfigDict, name: str, holds: Any, expected: str) -> None:
+def expect(config: ConfigDict, name: str, holds: Any, expected: str) -> None:
+    """Raises `UserError` unless the value at a dotted name is as expected."""
     value: Any = config
     for key in name.split("."):
         value = value[key]

@@ -56,10 +56,16 @@ def _statistics(
     return IMAGENET_MEAN, IMAGENET_STD
 
 
-def optimizer_fn(train: ConfigDict) -> optimizers.OptimizerFn:
+def optimizer_fn(
+    train: ConfigDict, *, spare_unreached: bool = False
+) -> optimizers.OptimizerFn:
     """The optimizer of a `train` section; its numbers are in `optimizer_hparams`."""
     config = train.optimizer
-    switches = dict(clip=config.clip_norm > 0, max_norm=config.max_norm > 0)
+    switches = dict(
+        clip=config.clip_norm > 0,
+        max_norm=config.max_norm > 0,
+        spare_unreached=spare_unreached,
+    )
     if config.name == "sgd":
         return optimizers.sgd(nesterov=config.nesterov, **switches)
     return optimizers.adamw(**switches)

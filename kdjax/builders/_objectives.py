@@ -1,5 +1,6 @@
 """Objectives with their hyperparameters and adapters, from a config."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,6 +12,9 @@ from kdjax.builders._methods import LOSSES
 from kdjax.builders._terms import Method, Modules, Seen, Setting
 from kdjax.objectives import Objective, Term, weighted_sum
 from kdjax.types import Batch, HParams, Outputs, UserError, Values
+
+# When a term counts, in epochs from 0, which may be fractions.
+TIMING = ("from_epoch", "until_epoch", "warmup_epochs")
 
 
 class Sides(NamedTuple):
@@ -28,20 +32,23 @@ class Built(NamedTuple):
       objective: the weighted sum.
       hparams: schedules of its numbers.
       adapters: what is trained beside the student.
-      uses_features: whether it reads features of the teacher.
+      teacher_taps: the teacher's features that it reads, each once.
+      staged: whether soft and hard term begin later than the others, so that the first
+        stage may leave some of the student without a gradient.
     """
 
     objective: Objective
     hparams: dict[str, Any]
     adapters: dict[str, features.Adapter]
-    uses_features: bool
+    teacher_taps: tuple[str, ...] = ()
+    staged: bool = False
 
 
 def label_objective(train: ConfigDict) -> Built:
     """Labels alone: how a teacher and a baseline are trained."""
     hparams = {"label_smoothing": schedules.Constant(train.label_smoothing)}
     objective = weighted_sum({"hard": Term(_hard, lambda values: 1.0)})
-    return Built(objective, hparams, {}, False)
+    return Built(objective, hparams, {})
 
 
 def distill_objective(
@@ -53,13 +60,42 @@ def distill_objective(
       \alpha \, \tau^2 \, \mathrm{KL}(p^t_\tau \,\|\, p^s_\tau)
       + (1 - \alpha) \, \mathrm{CE}(y, p^s) + \sum_i w_i \, \ell_i
 
-    A term called `soft` or `hard` replaces the one of that name.
+    A term called `soft` or `hard` replaces the one of that name. Before
+    `distill.from_epoch` the two do not count: FitNets' first stage.
     """
+    hparams = _base_hparams(distill, train, num_steps)
+    staged = "begun" in hparams
+    begun = (lambda values: values["begun"]) if staged else (lambda values: 1.0)
     terms = {
-        "hard": Term(_hard, lambda values: 1.0 - values["alpha"]),
-        "soft": Term(_soft, lambda values: values["alpha"]),
+        "hard": Term(_hard, lambda values: begun(values) * (1.0 - values["alpha"])),
+        "soft": Term(_soft, lambda values: begun(values) * values["alpha"]),
     }
-    hparams = {
+    adapters: dict[str, features.Adapter] = {}
+    taps: list[str] = []
+    for name, config in distill.terms.items():
+        settings = dict(config)
+        method = _method(name, settings)
+        weight = _weight(name, settings, train.num_epochs, num_steps)
+        terms[name], more, term_taps = _term(name, method, settings, sides)
+        adapters |= more
+        taps += term_taps
+        hparams |= {
+            f"{name}.{key}": schedules.Constant(value)
+            for key, value in settings.items()
+            if method.options()[key]
+        }
+        hparams[f"{name}.weight"] = weight
+        hparams[f"{name}.epoch"] = schedules.Linear(0.0, train.num_epochs, num_steps)
+    return Built(
+        weighted_sum(terms), hparams, adapters, tuple(dict.fromkeys(taps)), staged
+    )
+
+
+def _base_hparams(
+    distill: ConfigDict, train: ConfigDict, num_steps: int
+) -> dict[str, Any]:
+    """Those of the soft and the hard term; `begun` only where they begin later."""
+    hparams: dict[str, Any] = {
         "label_smoothing": schedules.Constant(train.label_smoothing),
         **{
             name: _schedule(
@@ -71,21 +107,30 @@ def distill_objective(
             for name in ("temperature", "alpha")
         },
     }
-    adapters: dict[str, features.Adapter] = {}
-    uses_features = False
-    for name, config in distill.terms.items():
-        settings = dict(config)
-        method = _method(name, settings)
-        terms[name], more = _term(name, method, settings, sides)
-        adapters |= more
-        uses_features |= bool(method.taps)
-        hparams |= {
-            f"{name}.{key}": schedules.Constant(value)
-            for key, value in settings.items()
-            if method.options()[key]
-        }
-        hparams[f"{name}.epoch"] = schedules.Linear(0.0, train.num_epochs, num_steps)
-    return Built(weighted_sum(terms), hparams, adapters, uses_features)
+    if distill.from_epoch > 0:
+        first_step = round(distill.from_epoch * num_steps / train.num_epochs)
+        hparams["begun"] = schedules.Between(1.0, first_step)
+    return hparams
+
+
+def _weight(
+    name: str, settings: dict[str, Any], num_epochs: int, num_steps: int
+) -> schedules.Between | schedules.Constant:
+    """A term's weight, step by step; its timing leaves the settings."""
+    timing = {key: settings.pop(key) for key in TIMING if key in settings}
+    weight = settings.pop("weight")
+    if not timing:
+        return schedules.Constant(weight)
+    first, end = timing.get("from_epoch", 0.0), timing.get("until_epoch", math.inf)
+    warmup = timing.get("warmup_epochs", 0.0)
+    if not (0 <= first < end and warmup >= 0):
+        raise UserError(
+            f"Expected distill.terms.{name} to have 0 <= from_epoch < until_epoch and "
+            f"no negative warmup_epochs, got {timing}."
+        )
+    per_epoch = num_steps / num_epochs
+    steps = (x if x == math.inf else round(x * per_epoch) for x in (first, end, warmup))
+    return schedules.Between(weight, *steps)
 
 
 def _hard(
@@ -120,8 +165,8 @@ def _method(name: str, settings: dict[str, Any]) -> Method:
             f"Expected distill.terms.{name} to have a weight and a loss out of "
             f"{', '.join(LOSSES)}; got {settings}."
         )
-    options = method.options()
-    if unknown := settings.keys() - options.keys():
+    options = [*method.options(), *TIMING]
+    if unknown := settings.keys() - set(options):
         raise UserError(
             f"Expected distill.terms.{name} to set some of {', '.join(options)}, got "
             f"{', '.join(sorted(unknown))}."
@@ -131,14 +176,17 @@ def _method(name: str, settings: dict[str, Any]) -> Method:
 
 def _term(
     name: str, method: Method, settings: dict[str, Any], sides: Sides
-) -> tuple[Term, dict[str, features.Adapter]]:
-    """A term, and its adapters; what concerns only these leaves the settings."""
+) -> tuple[Term, dict[str, features.Adapter], tuple[str, ...]]:
+    """A term, its adapters, and the teacher's features that it reads.
+
+    What concerns only the adapters leaves the settings.
+    """
     taps = _taps(name, method, settings, sides)
     of_modules = {k: settings.pop(k) for k in method.of_modules() if k in settings}
     seen = Seen(name, *taps, sides.student, sides.teacher, {}, {})
     made = method.modules(seen, sides.setting, **of_modules)
     options = method.options()
-    numbers = [key for key in settings if options[key] and key != "weight"]
+    numbers = [key for key in settings if options[key]]
     static = {key: value for key, value in settings.items() if not options[key]}
 
     def fn(
@@ -149,7 +197,7 @@ def _term(
         return method(seen, **static, **read)
 
     term = Term(fn, lambda values: values[f"{name}.weight"])
-    return term, _adapters(name, taps, made)
+    return term, _adapters(name, taps, made), taps[1]
 
 
 def _taps(

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from kdjax import features, fingerprints, networks, parallel, steps
 from kdjax import teacher_cache as caches
+from kdjax.builders import _caches
 from kdjax.builders._checks import check, plain
 from kdjax.builders._networks import network
 from kdjax.builders._objectives import (
@@ -26,6 +27,7 @@ from kdjax.data import augment, loaders, sources
 from kdjax.training import Training, predict_split, split_evaluator
 from kdjax.types import (
     HParams,
+    Outputs,
     UserError,
     Variables,
 )
@@ -81,7 +83,8 @@ class Parts:
         for train in (self.config.teacher.train, self.config.student.train):
             self._steps_per_epoch(train)
             self._augmentation(train)
-        self._encoding()
+        if self.config.teacher.source == "cached":
+            self._encoding()
 
     def teacher_training(self) -> Training:
         train = self.config.teacher.train
@@ -101,25 +104,40 @@ class Parts:
         if cache is None:
             teacher_fn = functools.partial(run_teacher, self.teacher.apply)
         else:
-            teacher_fn = functools.partial(read_teacher, self._encoding().decode)
-            teacher_variables = {}
+            teacher_fn = functools.partial(read_teacher, cache.manifest.encoding)
+            if not built.teacher_taps:
+                teacher_variables = {}  # Terms of features may read a classifier.
         role = Role("student", self.student, train, built, teacher_fn, self.teacher)
         return self._training(role, seed, teacher_variables, cache)
 
     def _distillation(self, num_steps: int) -> Built:
         train, distill = self.config.student.train, self.config.distill
-        sides = Sides(
-            features.describe(self.student),
-            features.describe(self.teacher),
-            Setting(train.batch_size, lambda: sources.labels(self.splits.train)),
-        )
-        built = distill_objective(distill, train, num_steps, sides)
-        if built.uses_features and self.config.teacher.source == "cached":
-            raise UserError(
-                "Expected --config.teacher.source=online for terms between features, "
-                "as the cache holds logits alone, got 'cached'."
-            )
-        return built
+        setting = Setting(train.batch_size, lambda: sources.labels(self.splits.train))
+        sides = Sides(*self._described, setting)
+        return distill_objective(distill, train, num_steps, sides)
+
+    @functools.cached_property
+    def _described(self) -> tuple[Outputs, Outputs]:
+        """Student and teacher: a trace of each, which takes a second for a deep one."""
+        return features.describe(self.student), features.describe(self.teacher)
+
+    @property
+    def cached(self) -> bool:
+        """Whether the student's steps read the teacher from a cache."""
+        if self.config.teacher.source != "cached":
+            return False
+        num_views = self._num_views(self.config.student.train)
+        num_entries = num_views * len(self.splits.train)
+        return _caches.fits(self.config, self._encoding(), num_entries)
+
+    @property
+    def teacher_note(self) -> str:
+        """A sentence on where they have it from, and what that takes."""
+        if self.config.teacher.source != "cached":
+            return "The teacher runs in every step."
+        num_views = self._num_views(self.config.student.train)
+        num_examples = len(self.splits.train)
+        return _caches.note(self.config, self._encoding(), num_examples, num_views)
 
     def manifest(self, teacher_variables: Variables) -> caches.Manifest:
         train = self.config.student.train
@@ -138,9 +156,9 @@ class Parts:
     def compute(
         self, teacher_variables: Variables
     ) -> Callable[[np.ndarray, int], np.ndarray]:
-        """A function from example ids and a view to the teacher's logits."""
+        """A function from example ids and a view to what is stored of the teacher."""
         augmentation = self._augmentation(self.config.student.train)
-        predict_step = steps.make_predict_step(self.teacher.apply)
+        encoding = self._encoding()
         sharded = self.devices.sharded
 
         @functools.partial(
@@ -150,7 +168,8 @@ class Parts:
         )
         def program(variables, raw, ids, view):
             batch = augmentation(raw, ids, view)
-            return predict_step(variables, batch["image"])
+            outputs, _ = self.teacher.apply(variables, batch["image"], train=False)
+            return encoding.flatten(outputs)
 
         variables = self.devices.replicate(teacher_variables)
 
@@ -178,21 +197,10 @@ class Parts:
         }
 
     def _encoding(self) -> caches.Encoding:
-        cache = self.config.cache
-        num_classes = self.teacher.num_classes
-        if cache.encoding == "float32":
-            return caches.Float32(num_classes)
-        if cache.encoding == "float16":
-            return caches.Float16(num_classes)
-        encoding = caches.TopK(num_classes, cache.top_k, tuple(cache.temperatures))
-        if self.config.distill.temperature_schedule != "constant":
-            raise UserError(
-                "Expected a constant distill.temperature with cache.encoding='topk', "
-                "whose tail is exact at a few temperatures only, got a schedule: use "
-                "'float32' or 'float16'."
-            )
-        encoding.check_temperature(self.config.distill.temperature)
-        return encoding
+        taps = self._distillation(num_steps=1).teacher_taps
+        known = self._described[1].features
+        stored = {tap: known[tap].shape[1:] for tap in taps}
+        return _caches.encoding(self.config, self.teacher.num_classes, stored)
 
     def _augmentation(self, train: ConfigDict) -> augment.Augmentation:
         return augment.Augmentation(

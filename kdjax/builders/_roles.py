@@ -1,15 +1,15 @@
 """How a teacher, a student or a baseline is trained, whatever the seed."""
 
 import dataclasses
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from kdjax import features, networks, steps
+from kdjax import features, networks, optimizers, steps
 from kdjax.builders._networks import optimizer_fn
 from kdjax.builders._objectives import Built
+from kdjax.teacher_cache import Encoding
 from kdjax.types import (
     ApplyFn,
     Batch,
@@ -35,13 +35,13 @@ def run_teacher(
 
 
 def read_teacher(
-    decode: Callable[[Batch, jax.Array], jax.Array],
+    encoding: Encoding,
     variables: Variables,
     batch: Batch,
     values: Values,
 ) -> Outputs:
     del variables
-    return Outputs(logits=decode(batch, values["temperature"]))
+    return encoding.outputs(batch, values["temperature"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +66,11 @@ class Role:
                 "devices, or a model without BatchNorm."
             )
         ema = self.train.ema_decay > 0
-        return steps.init_state(
-            variables, optimizer_fn(self.train), hparams, rng, ema=ema
-        )
+        return steps.init_state(variables, self._optimizer_fn, hparams, rng, ema=ema)
+
+    @property
+    def _optimizer_fn(self) -> optimizers.OptimizerFn:
+        return optimizer_fn(self.train, spare_unreached=self.built.staged)
 
     def _init(self, rng: jax.Array, hparams: HParams) -> Variables:
         if self.teacher is None:
@@ -82,7 +84,7 @@ class Role:
             self.network.apply,
             self.teacher_fn,
             self.built.objective,
-            optimizer_fn(self.train),
+            self._optimizer_fn,
             adapters=self.built.adapters,
             num_microbatches=self.train.num_microbatches,
             axis_name=axis_name,

@@ -97,7 +97,9 @@ def run_teacher(experiment: Experiment, workdir: pathlib.Path) -> None:
 
 
 def run_cache(experiment: Experiment, workdir: pathlib.Path) -> None:
-    """Computes the teacher's logits for every view of every example, if cached."""
+    """Stores the teacher's outputs for every view of every example, if cached."""
+    if parallel.is_main_process():
+        print(experiment.teacher_note, flush=True)
     if not experiment.cached:
         return
     variables = load_variables(experiment.teacher, workdir / "teacher")

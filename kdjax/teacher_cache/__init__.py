@@ -3,6 +3,7 @@
 `write` fills a cache, resuming where it was stopped; `open` reads one, and refuses what
 was made from another teacher, data set or augmentation. An `Encoding` says what is
 stored of the logits: all of them in float32 or float16, or the top k and an exact tail.
+A `Record` stores features with them.
 
 Examples:
   >>> import numpy as np
@@ -21,7 +22,8 @@ Examples:
    [ 2.  3. -2.]]
 """
 
-from kdjax.teacher_cache.encodings import Encoding, Float16, Float32, TopK
+from kdjax.teacher_cache.encoding import Encoding
+from kdjax.teacher_cache.encodings import Float16, Float32, Record, TopK
 from kdjax.teacher_cache.manifest import Manifest, Shard
 from kdjax.teacher_cache.processes import Processes
 from kdjax.teacher_cache.reading import Cache, open, repair
@@ -35,6 +37,7 @@ __all__ = [
     "Float32",
     "Manifest",
     "Processes",
+    "Record",
     "Shard",
     "TopK",
     "VerifyReport",

@@ -5,7 +5,6 @@ are stored, one entry for each example, and `decode` maps those, as they arrive 
 batch, to logits that a loss takes like the teacher's own.
 """
 
-import abc
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -16,78 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, ScalarLike
 
-from kdjax.types import UserError
+from kdjax.teacher_cache.encoding import Encoding, Entries
+from kdjax.types import Outputs, UserError
 
 LOGITS = "teacher_logits"
 TOP_LOGITS = "teacher_top_logits"
 TOP_INDICES = "teacher_top_indices"
 TAIL = "teacher_tail"
-
-Entries = Mapping[str, Any]
-"""Arrays by name, the examples along the first axes of each; a batch is one too."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Encoding(abc.ABC):
-    """How logits are stored; equal encodings store equal logits equally.
-
-    Attributes:
-      num_classes: the number of logits of an example.
-    """
-
-    num_classes: int
-
-    name: ClassVar[str]
-    error: ClassVar[str]
-    """What decoded logits differ by from the teacher's, for the manifest."""
-
-    @abc.abstractmethod
-    def arrays(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """The stored arrays by name: shape and dtype of one entry."""
-
-    @abc.abstractmethod
-    def encode(self, logits: Float[Array, "*batch classes"]) -> dict[str, jax.Array]:
-        """The entries of these logits, under the names of `arrays`."""
-
-    @abc.abstractmethod
-    def decode(
-        self, entries: Entries, temperature: ScalarLike = 1.0
-    ) -> Float[Array, "*batch classes"]:
-        """Logits to be softened by `temperature`, float32 `[..., num_classes]`."""
-
-    @abc.abstractmethod
-    def deviations(
-        self, entries: Entries, logits: Float[Array, "*batch classes"]
-    ) -> dict[str, jax.Array]:
-        """By how much stored entries miss those of `logits`, by name, not negative."""
-
-    def rounding(self, logits: np.ndarray) -> float:
-        """The largest deviation that the encoding itself may make on these logits."""
-        del logits
-        return 0.0
-
-    def check_temperature(self, temperature: float | int) -> None:
-        """Raises `UserError` if the decoded logits are not right at `temperature`."""
-        del temperature
-
-    def check_logits(self, logits: np.ndarray) -> None:
-        """Raises `UserError` if these logits cannot be stored."""
-        if not np.isfinite(logits).all():
-            raise UserError(
-                "Expected finite logits from the teacher, got NaN or infinity: look at "
-                "its checkpoint, or run it in float32."
-            )
-
-    @property
-    def bytes_per_entry(self) -> int:
-        """The size of one entry before compression."""
-        return sum(
-            math.prod(shape) * dtype.itemsize for shape, dtype in self.arrays().values()
-        )
-
-    def description(self) -> dict[str, Any]:
-        """Name and parameters; JSON-able. `from_description` is the way back."""
-        return {"name": self.name} | dataclasses.asdict(self)
+RECORD = "teacher_record"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,7 +243,97 @@ class TopK(Encoding):
         )
 
 
-_BY_NAME: dict[str, type[Encoding]] = {x.name: x for x in (Float32, Float16, TopK)}
+@dataclasses.dataclass(frozen=True)
+class Record(Encoding):
+    """Logits and features, all values of an example in one vector.
+
+    Any loss between features then reads the teacher's from the cache. An entry takes
+    4 or 2 bytes a value, with the error of `Float32` or `Float16`.
+
+    Attributes:
+      features: the name of each feature that is stored, and its shape in one example.
+      dtype: `'float32'` or `'float16'`.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from kdjax import teacher_cache
+      >>> from kdjax.types import Outputs
+      >>> encoding = teacher_cache.Record(10, (("stage3", (8, 8, 64)),), "float16")
+      >>> encoding.bytes_per_entry  # Two for each of 10 + 4096 values.
+      8212
+      >>> outputs = Outputs(jnp.ones((5, 10)), {"stage3": jnp.ones((5, 8, 8, 64))})
+      >>> entries = encoding.encode(encoding.flatten(outputs))
+      >>> encoding.outputs(entries).features["stage3"].shape
+      (5, 8, 8, 64)
+    """
+
+    features: tuple[tuple[str, tuple[int, ...]], ...]
+    dtype: str
+
+    name: ClassVar[str] = "record"
+    error: ClassVar[str] = (
+        "in float32 none; in float16 each value z within max(2^-11 |z|, 2^-25)"
+    )
+
+    @property
+    def width(self) -> int:
+        """The number of logits and of all values of the features."""
+        return self.num_classes + sum(math.prod(shape) for _, shape in self.features)
+
+    def arrays(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        return {RECORD: ((self.width,), np.dtype(self.dtype))}
+
+    def flatten(self, outputs: Outputs) -> Float[Array, "*batch width"]:
+        batch = outputs.logits.shape[:-1]
+        parts = [outputs.logits, *(outputs.features[name] for name, _ in self.features)]
+        flat = [part.astype(jnp.float32).reshape(*batch, -1) for part in parts]
+        return jnp.concatenate(flat, axis=-1)
+
+    def encode(self, logits: Float[Array, "*batch width"]) -> dict[str, jax.Array]:
+        return {RECORD: logits.astype(self.dtype)}
+
+    def decode(
+        self, entries: Entries, temperature: ScalarLike = 1.0
+    ) -> Float[Array, "*batch classes"]:
+        del temperature  # Right at each.
+        record = jnp.asarray(entries[RECORD])
+        return record[..., : self.num_classes].astype(jnp.float32)
+
+    def outputs(self, entries: Entries, temperature: ScalarLike = 1.0) -> Outputs:
+        record = jnp.asarray(entries[RECORD])
+        features, start = {}, self.num_classes
+        for name, shape in self.features:
+            stop = start + math.prod(shape)
+            flat = record[..., start:stop].astype(jnp.float32)
+            features[name] = flat.reshape(*record.shape[:-1], *shape)
+            start = stop
+        return Outputs(self.decode(entries, temperature), features)
+
+    def deviations(
+        self, entries: Entries, logits: Float[Array, "*batch width"]
+    ) -> dict[str, jax.Array]:
+        stored = jnp.asarray(entries[RECORD]).astype(jnp.float32)
+        return {RECORD: jnp.max(jnp.abs(stored - logits.astype(jnp.float32)), axis=-1)}
+
+    def rounding(self, logits: np.ndarray) -> float:
+        if self.dtype == "float32":
+            return 0.0
+        return Float16(self.num_classes).rounding(logits)
+
+    def check_logits(self, logits: np.ndarray) -> None:
+        largest = float(np.max(np.abs(logits), initial=0.0))
+        limit = float(np.finfo(self.dtype).max)
+        if not largest <= limit:  # Nor is NaN.
+            raise UserError(
+                f"Expected logits and features of the teacher within {limit:.6g} of "
+                f"zero for cache.encoding={self.dtype!r}, got {largest:.6g}: use "
+                "'float32', or look at the teacher's checkpoint."
+            )
+
+
+_BY_NAME: dict[str, type[Encoding]] = {
+    x.name: x for x in (Float32, Float16, TopK, Record)
+}
 
 
 def from_description(description: Mapping[str, Any]) -> Encoding:
@@ -325,4 +350,6 @@ def from_description(description: Mapping[str, Any]) -> Encoding:
         )
     if "temperatures" in fields:
         fields["temperatures"] = tuple(fields["temperatures"])
+    if "features" in fields:
+        fields["features"] = tuple((k, tuple(shape)) for k, shape in fields["features"])
     return _BY_NAME[name](**fields)

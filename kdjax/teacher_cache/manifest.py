@@ -8,7 +8,8 @@ from typing import Any
 
 import jax
 
-from kdjax.teacher_cache.encodings import Encoding, from_description
+from kdjax.teacher_cache.encoding import Encoding
+from kdjax.teacher_cache.encodings import from_description
 from kdjax.types import UserError
 
 FORMAT = 1

@@ -14,7 +14,7 @@ import numpy as np
 import tensorstore as ts
 
 from kdjax.teacher_cache import processes as _processes
-from kdjax.teacher_cache.encodings import Encoding
+from kdjax.teacher_cache.encoding import Encoding
 from kdjax.teacher_cache.manifest import Manifest, Shard, from_json
 from kdjax.teacher_cache.processes import Processes
 from kdjax.teacher_cache.storage import COMPLETE, MANIFEST, Store, marker_key
@@ -23,7 +23,8 @@ from kdjax.types import UserError
 _log = logging.getLogger(__name__)
 
 Compute: TypeAlias = Callable[[np.ndarray, int], np.ndarray | jax.Array | None]
-"""Maps example ids, int32 `[B]`, and a view to the teacher's logits, `[B, C]`.
+"""Maps example ids, int32 `[B]`, and a view to the teacher's logits, `[B, C]`, or
+what else `Encoding.flatten` makes of its outputs.
 
 B is the same in every call. `None` is an answer where the process stores nothing.
 """
@@ -294,10 +295,10 @@ def checked(
         encoding cannot hold them.
     """
     array = np.asarray(logits)
-    expected = (size, encoding.num_classes)
+    expected = (size, encoding.width)
     if array.shape != expected:
         raise UserError(
-            f"Expected logits of {size} examples and {encoding.num_classes} classes, "
+            f"Expected logits of {size} examples and {encoding.width} classes, "
             f"{expected}, from the teacher, got {array.shape}: give teacher and "
             "dataset the same classes."
         )
