@@ -5,8 +5,10 @@ kernel. `memory_ratio` is the temporary memory of the dense loss of logits over 
 `linear_*`, as XLA counts it for a large model's size, which is compiled and not run.
 `time_ratio` is the time of `linear_*` over the dense one's at a size that a small
 machine can run, and `floor_ratio` that over what the matrix products alone take: two
-for the logits, or one if the teacher is sparse, and two for the gradients. All runs
-alternate, after a warm-up and with compilation apart.
+for the logits, or one if the teacher is sparse, and two for the gradients. The steps
+take turns, after a warm-up and with compilation apart. The memory at hand is what the
+last run left, which changes a time by a tenth: the times and ratios are of runs that
+come after another step's, and `time_ratio_repeated` is of those after one of their own.
 
 Run:
   python benchmarks/linear_losses.py [--only=SUBSTRING] [--repeats=9] [--chunk_size=256]
@@ -112,8 +114,9 @@ def measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
         started = time.perf_counter()
         compiled.append(step.lower(*arrays).compile())
         compile_seconds.append(round(time.perf_counter() - started, 2))
-    seconds = _seconds(compiled, arrays, args.repeats)
+    seconds, repeated = _seconds(compiled, arrays, args.repeats)
     medians = [statistics.median(x) for x in seconds]
+    own = [statistics.median(x) for x in repeated]
     floor = (4 if case.teacher == "hidden" else 3) * medians[2]
     return {
         "memory_ratio": round(dense / linear, 1),
@@ -121,6 +124,7 @@ def measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
         "linear_gigabytes": round(linear / 1e9, 2),
         "compiled_size": COMPILED._asdict(),
         "time_ratio": round(medians[1] / medians[0], 3),
+        "time_ratio_repeated": round(own[1] / own[0], 3),
         "floor_ratio": round(medians[1] / floor, 3),
         "dense_ms": _spread(seconds[0]),
         "linear_ms": _spread(seconds[1]),
@@ -184,16 +188,18 @@ def _arrays(case: Case, size: Size) -> tuple[jax.Array, ...]:
 
 def _seconds(
     steps: list[Any], arrays: tuple[jax.Array, ...], repeats: int
-) -> list[list[float]]:
-    """Those of each run of each step, alternating, after one that warms up."""
-    samples: list[list[float]] = [[] for _ in steps]
+) -> tuple[list[list[float]], list[list[float]]]:
+    """Those of each run of each step, after another's and after one of its own."""
+    switched: list[list[float]] = [[] for _ in steps]
+    repeated: list[list[float]] = [[] for _ in steps]
     for number in range(repeats + 1):
-        for step, times in zip(steps, samples, strict=True):
-            started = time.perf_counter()
-            jax.block_until_ready(step(*arrays))
-            if number:
-                times.append(time.perf_counter() - started)
-    return samples
+        for place, step in enumerate(steps):
+            for samples in (switched, repeated):
+                started = time.perf_counter()
+                jax.block_until_ready(step(*arrays))
+                if number:  # The first time warms up.
+                    samples[place].append(time.perf_counter() - started)
+    return switched, repeated
 
 
 def _spread(seconds: list[float]) -> list[float]:
