@@ -17,7 +17,7 @@ ROWS = (
     ("adapters", "optimizers", "networks", "progress", "measure", "metric_writers"),
     ("features",),
     ("steps",),
-    ("parallel", "checkpoints"),
+    ("parallel", "checkpoints", "cohorts", "mean_teacher"),
     ("pretrained", "training", "workdir"),
     ("default_config",),
     ("builders",),
