@@ -5,6 +5,8 @@ Imports `ml_collections` alone, so that loading a config touches no device. A fi
 is not here is a mistake, and is reported as one.
 """
 
+from typing import Any
+
 from ml_collections import config_dict
 
 
@@ -114,6 +116,169 @@ def mutual() -> config_dict.ConfigDict:
     )
 
 
+def cross_modal() -> config_dict.ConfigDict:
+    """The section of `config.recipe = "cross_modal"`."""
+    return config_dict.create(
+        teacher_sees="left",  # Of kdjax.data.modalities.MODALITIES.
+        student_sees="right",
+        pairs=0.5,  # Of train, for the students; the rest, with labels, the teacher's.
+        methods={},  # How students learn from pairs: name to loss, weight, arguments.
+        labels=(10, 30, 100, 300),  # A class, for the probe and from scratch.
+        compare_at=100,  # One of them: that of the table.
+        scratch_epochs=50,  # Of as many examples as the most labels are.
+        probe=dict(
+            features="pooled",  # Of the student.
+            weight_decay=1e-3,
+        ),
+    )
+
+
+def born_again() -> config_dict.ConfigDict:
+    """The section of `config.recipe = "born_again"`; losses are those of `distill`."""
+    return config_dict.create(
+        num_generations=3,  # After the first network, which learns from labels alone.
+    )
+
+
+def self_distillation() -> config_dict.ConfigDict:
+    """The section of `config.recipe = "self_distillation"`."""
+    return config_dict.create(
+        arms=(  # In the order of the report.
+            "plain",
+            "label_smoothing",
+            "virtual_teacher",
+            "uskd",
+            "byot",
+            "mean_teacher",
+            "few_labels",
+            "few_labels_mean_teacher",
+        ),
+        label_smoothing=dict(share=0.1),  # Of a label's mass, spread over all classes.
+        virtual_teacher=dict(
+            alpha=0.1,  # Its weight; 1 - alpha is that of the labels.
+            correct_prob=0.99,
+            temperature=20.0,
+            form="author_code",  # Or 'paper': see losses.virtual_teacher_loss.
+        ),
+        uskd=dict(
+            features="stage2",  # What the weak head sees.
+            target_weight=1.0,
+            non_target_weight=0.1,
+            weak_weight=0.005,
+            form="paper",  # Or 'author_code': see losses.uskd_loss.
+        ),
+        byot=dict(
+            features="stage?",  # An exit at each but the last, whose features are hints.
+            alpha=0.1,  # Of the deepest exit's teaching; 1 - alpha: labels, each exit.
+            temperature=3.0,
+            feature_weight=1e-6,  # Of squared distances, summed over the batch.
+        ),
+        mean_teacher=dict(
+            decay=0.97,  # Of the average, a step.
+            consistency=100.0,  # Weight of the mean squared difference.
+            warmup_epochs=1.0,  # In which that weight grows from 0.
+        ),
+        few_labels=dict(
+            num_labels=1000,  # Of the train split, the classes evenly; others hidden.
+            batch_size=32,  # How many of them are in each batch.
+        ),
+    )
+
+
+def data_free() -> config_dict.ConfigDict:
+    """The section of `config.recipe = "data_free"`."""
+    return config_dict.create(
+        methods=("dafl", "dfad", "zskt"),  # Each with its control on normal noise.
+        batch_size=512,  # Generated images in an update, over all devices.
+        latent_dim=100,  # Of the generator's noise.
+        generator=dict(name="mlp"),  # Or 'conv'; and its own arguments.
+        dafl=_generating(
+            num_epochs=200,
+            steps_per_epoch=120,
+            norm_epsilon=0.8,
+            features="pooled",  # Of the teacher: what its last layer sees.
+            weights=dict(one_hot=1.0, activation=0.1, information_entropy=5.0),
+        ),
+        dfad=_generating(num_epochs=40, steps_per_epoch=50, student_steps=5),
+        zskt=_generating(
+            num_epochs=40,
+            steps_per_epoch=50,
+            student_steps=10,
+            features="",  # Of both sides, for attention maps; none: logits alone.
+            weights=dict(attention=250.0),
+        ),
+    )
+
+
+def _generating(**more: Any) -> dict:
+    """How students and generators are trained by one method."""
+    settings = dict(
+        num_epochs=10,
+        steps_per_epoch=100,  # Updates of the generator: there is no data to count.
+        student_steps=1,  # Updates of the student for each of the generator.
+        norm_epsilon=1e-5,  # Of the BatchNorm in the generator's hidden layers.
+        weights={},  # Of the method's terms.
+        published=config_dict.placeholder(float),  # Accuracy of the student, in %.
+        published_noise=config_dict.placeholder(float),  # That of its control.
+        accept=config_dict.placeholder(float),  # The least accuracy.
+        accept_gain=config_dict.placeholder(float),  # The least lead over the control.
+    )
+    for role in ("student", "generator"):
+        train = _train()
+        settings[role] = {key: train[key] for key in ("optimizer", "learning_rate")}
+        settings[role]["optimizer"]["name"] = "adamw"
+        settings[role]["learning_rate"].update(schedule="constant", base=1e-3)
+    return settings | more
+
+
+def federated() -> config_dict.ConfigDict:
+    """The section of `config.recipe = "federated"`.
+
+    The teacher is the global model, `teacher.train` how a client trains it in a round;
+    the student is a client's own model, `student.train` how it trains that.
+    """
+    return config_dict.create(
+        methods=("fedavg", "feddf", "fedgkd", "personal"),  # And 'fedmd'.
+        num_clients=20,
+        partition="dirichlet",  # Or 'shards': sorted by class, cut, and dealt.
+        levels=(0.1, 0.3, 0.5),  # Concentrations; of 'shards', shards of a client.
+        participation=0.2,  # Share of the clients in a round.
+        dropout=0.0,  # Probability that a participant is lost in the middle of a round.
+        rounds=40,
+        public=dict(  # Examples that everybody has, as of another `dataset`.
+            name="mnist",
+            path=config_dict.placeholder(str),
+            data_dir=config_dict.placeholder(str),
+        ),
+        feddf=dict(  # The server's distillation in a round, without labels.
+            average="logits",  # Or 'losses', 'probs': what of the clients is averaged.
+            num_steps=100,
+            batch_size=128,
+            learning_rate=1e-3,  # Of Adam, by half a cosine to 0.
+            clip_norm=5.0,  # Of the gradient.
+        ),
+        fedgkd=dict(
+            gamma=0.2,  # Weight of the divergence, halved by the method.
+            memory=5,  # Global models whose mean is the teacher.
+        ),
+        fedmd=dict(
+            models=config_dict.ConfigDict(),  # By any name, each with `clients`.
+            classes=(0, 1, 2, 3, 4, 5),  # Of the private data set.
+            classes_per_client=6,  # Of these.
+            examples_per_class=10,  # Of a client.
+            public_epochs=2,  # Before the rounds, with labels.
+            num_public=5000,  # Public examples of a round.
+            digest=dict(num_epochs=1, batch_size=250),  # Of the consensus.
+            revisit=dict(num_epochs=4, batch_size=5),  # Of a client's own examples.
+        ),
+        personal_teacher="feddf",  # Whose global model the clients' own learn from.
+        # Accuracies by method, one for each level.
+        published=config_dict.ConfigDict(),
+        # The least mean gain by method, one for each level, None for any.
+        accept_gain=config_dict.ConfigDict(),
+    )
+
+
 def _train() -> dict:
     """How a model is trained."""
     return dict(
@@ -149,4 +314,19 @@ def _train() -> dict:
             mixup=0.0,  # Concentration of the Beta distribution; 0: none.
             resized_crop=False,  # The ImageNet crop, to dataset.image_size.
         ),
+    )
+
+
+def methods() -> config_dict.ConfigDict:
+    """The section of `config.recipe = "methods"`.
+
+    An entry of the table has `title`, `distill` (what it changes of `config.distill`),
+    `published` (the accuracy in %), `note`, and `classifier`, 'student' or 'teacher':
+    SimKD predicts by the teacher's.
+    """
+    return config_dict.create(
+        only="",  # Names of the methods to train, commas between; empty: all.
+        of_epochs=240.0,  # What the epochs in the table are out of: they are scaled
+        # to student.train.num_epochs.
+        table=config_dict.ConfigDict(),  # The methods, by name.
     )

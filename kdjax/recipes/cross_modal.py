@@ -1,0 +1,324 @@
+"""Transfer between modalities: a teacher of one, a student of another, and pairs.
+
+The teacher learns its modality of an image from labels. Students learn another one
+from pairs, other images that each network sees in its own modality, without labels.
+What came of it is judged with few labels: by a linear probe on the student's frozen
+features, beside the same student trained from scratch on those labels.
+
+    workdir/
+      teacher/                  inputs.json, checkpoints/, metrics.jsonl, TensorBoard
+      transfer/<method>/seed0/    files, variables.safetensors, result.json (what was
+      scratch/labels100/seed0/    measured on the test split)
+      supervised/seed0/         the student on the labels of all pairs: what it could be
+      probe/<method>/seed0/     result.json: accuracy by the number of labels
+      probe/random/seed0/       the same on features that nothing was ever taught
+      report/                   report.html, report.json, figures
+"""
+
+import functools
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from kdjax import fingerprints, probes
+from kdjax.builders.cross_modal import Experiment, build
+from kdjax.data import sources
+from kdjax.recipes.stages import (
+    about,
+    keep_variables,
+    load_variables,
+    run_stages,
+    train,
+    write_study,
+)
+from kdjax.report import drawing, plots, study
+from kdjax.types import Variables
+from kdjax.workdir import begin, finish, read_json, require
+
+STAGES = ("teacher", "transfer", "scratch", "probe", "report")
+
+__all__ = ["STAGES", "build", "run"]
+
+Values = dict[int, float]  # By seed.
+# What the methods of the config are called in the report.
+TITLES = {
+    "regression": "Feature regression",
+    "kd": "KD on logits",
+    "crd": "CRD",
+    "random": "Untrained features",
+}
+
+
+def run(
+    experiment: Experiment,
+    workdir: pathlib.Path,
+    stages: Sequence[str] = STAGES,
+    *,
+    command: str = "",
+) -> None:
+    """Runs the stages, in order; whatever is done already is skipped.
+
+    Args:
+      experiment: what to run.
+      workdir: receives every result.
+      stages: some of `STAGES`.
+      command: that repeats the run, for the report.
+
+    Raises:
+      UserError: if something outside the code is wrong.
+      Interrupted: if the process was asked to stop; run again to go on.
+    """
+    run_stages(
+        {
+            "teacher": lambda: run_teacher(experiment, workdir),
+            "transfer": lambda: run_transfer(experiment, workdir),
+            "scratch": lambda: run_scratch(experiment, workdir),
+            "probe": lambda: run_probes(experiment, workdir),
+            "report": lambda: run_report(experiment, workdir, command),
+        },
+        stages,
+        workdir,
+    )
+
+
+def run_teacher(experiment: Experiment, workdir: pathlib.Path) -> None:
+    """Trains the teacher on its modality, with labels."""
+    train(
+        experiment.teacher_training(),
+        workdir / "teacher",
+        experiment.inputs["teacher"],
+        functools.partial(_keep, experiment, "teacher"),
+    )
+
+
+def run_transfer(experiment: Experiment, workdir: pathlib.Path) -> None:
+    """Trains a student for each method and seed, on pairs without labels."""
+    teacher = load_variables(experiment.teacher, workdir / "teacher")
+    for method in experiment.methods:
+        inputs = {
+            **experiment.inputs["transfer"],
+            "teacher": fingerprints.fingerprint_tree(teacher),
+            "method": experiment.inputs["methods"][method],
+        }
+        role = "student" if method in experiment.own_classifier else None
+        for seed in experiment.seeds:
+            train(
+                experiment.transfer_training(method, seed, teacher),
+                workdir / "transfer" / method / f"seed{seed}",
+                inputs,
+                functools.partial(_keep, experiment, role),
+            )
+
+
+def run_scratch(experiment: Experiment, workdir: pathlib.Path) -> None:
+    """Trains the same students on labels: on few from scratch, and on all."""
+    keep = functools.partial(_keep, experiment, "student")
+    for seed in experiment.seeds:
+        for count in experiment.labels:
+            train(
+                experiment.scratch_training(count, seed),
+                workdir / "scratch" / f"labels{count}" / f"seed{seed}",
+                {**experiment.inputs["scratch"], "count": count},
+                keep,
+            )
+        train(
+            experiment.supervised_training(seed),
+            workdir / "supervised" / f"seed{seed}",
+            experiment.inputs["supervised"],
+            keep,
+        )
+
+
+def run_probes(experiment: Experiment, workdir: pathlib.Path) -> None:
+    """Fits a linear probe to the features of each student, and to random ones."""
+    for method in experiment.methods:
+        for seed in experiment.seeds:
+            trained = workdir / "transfer" / method / f"seed{seed}"
+            variables = load_variables(experiment.student, trained)
+            _probe(experiment, workdir / "probe" / method, seed, variables)
+    for seed in experiment.seeds:
+        init = experiment.student.init(jax.random.split(jax.random.key(seed))[0])
+        _probe(experiment, workdir / "probe" / "random", seed, init)
+
+
+def _probe(
+    experiment: Experiment, directory: pathlib.Path, seed: int, variables: Variables
+) -> None:
+    """The accuracy of a linear probe for each number of labels, on the test split."""
+    inputs = {
+        **experiment.inputs["probe"],
+        "variables": fingerprints.fingerprint_tree(variables),
+    }
+    directory = directory / f"seed{seed}"
+    if begin(directory, inputs) is not None:
+        return
+    seen = experiment.features(variables, experiment.test)
+    labels = sources.labels(experiment.test)
+    accuracy = {}
+    for count in experiment.labels:
+        few = experiment.few_labels(count, seed)
+        probe = probes.fit(
+            experiment.features(variables, few),
+            few.labels,
+            num_classes=few.num_classes,
+            weight_decay=experiment.probe_weight_decay,
+        )
+        right = probe.logits(seen).argmax(axis=-1) == labels
+        accuracy[str(count)] = 100 * float(np.mean(right))
+    finish(directory, {"accuracy": accuracy})
+
+
+def _keep(
+    experiment: Experiment, role: str | None, state: Any, directory: pathlib.Path
+) -> Mapping[str, Any]:
+    """Writes a model's variables; its accuracy, if it has a classifier of its own."""
+    variables = state.eval_variables
+    keep_variables(directory, variables)
+    if role is None:
+        return {}
+    return {"accuracy": experiment.accuracy(role, variables, experiment.test)}
+
+
+def run_report(experiment: Experiment, workdir: pathlib.Path, command: str) -> None:
+    """One table at one number of labels, and a curve over all of them."""
+    made = study.build(
+        about(
+            workdir,
+            command,
+            num_examples=len(experiment.test),
+            config=experiment.config,
+        ),
+        _arms(experiment, workdir),
+        facts=_facts(experiment, workdir),
+    )
+    write_study(made, workdir, [_curves(experiment, workdir)])
+
+
+def _arms(experiment: Experiment, workdir: pathlib.Path) -> list[study.Arm]:
+    count = experiment.compare_at
+    note = f"{count} labels a class"
+    arms = [
+        study.Arm(
+            "teacher", "Teacher, all labels", {0: _accuracy(workdir / "teacher")}
+        ),
+        study.Arm(
+            "scratch",
+            "From scratch",
+            _accuracies(experiment, workdir / "scratch" / f"labels{count}"),
+            note=note,
+        ),
+    ]
+    for method in experiment.methods:
+        arms.append(
+            study.Arm(
+                method,
+                f"{_title(method)}, probe",
+                _probed(experiment, workdir, method)[count],
+                against="scratch",
+                accept_gain=(0.0, None),
+                note=note,
+            )
+        )
+        if method in experiment.own_classifier:
+            own = _accuracies(experiment, workdir / "transfer" / method)
+            arms.append(study.Arm(f"{method}_own", f"{_title(method)}, no label", own))
+    return [
+        *arms,
+        study.Arm(
+            "random",
+            f"{_title('random')}, probe",
+            _probed(experiment, workdir, "random")[count],
+            note=note,
+        ),
+        study.Arm(
+            "supervised",
+            "Labels of all pairs",
+            _accuracies(experiment, workdir / "supervised"),
+        ),
+    ]
+
+
+def _facts(experiment: Experiment, workdir: pathlib.Path) -> list[str]:
+    """On how many seeds transfer helped, and how two ways of it compare."""
+    count = experiment.compare_at
+    scratch = _accuracies(experiment, workdir / "scratch" / f"labels{count}")
+    probed = {x: _probed(experiment, workdir, x)[count] for x in experiment.methods}
+    facts = []
+    for method, values in probed.items():
+        wins = sum(values[seed] > scratch[seed] for seed in values)
+        facts.append(
+            f"{_title(method)} beats training from scratch with {count} labels a "
+            f"class on {wins} of {len(values)} seeds; accepted: all of them."
+        )
+    if {"crd", "regression"} <= probed.keys():
+        crd, regression = probed["crd"], probed["regression"]
+        difference = np.mean([crd[seed] - regression[seed] for seed in crd])
+        facts.append(
+            f"CRD differs from feature regression by {difference:+.2f} points; "
+            "accepted: at least -0.50."
+        )
+    facts.append(
+        "Students learned from pairs without labels; the teacher had the labels of "
+        f"other images. Probe and scratch had the same {count} a class."
+    )
+    return facts
+
+
+def _curves(experiment: Experiment, workdir: pathlib.Path) -> drawing.Drawing:
+    """Accuracy over the number of labels, each seed thin, the mean thick."""
+    counts, seeds = experiment.labels, experiment.seeds
+    scratch = [
+        _accuracies(experiment, workdir / "scratch" / f"labels{count}")
+        for count in counts
+    ]
+    curves = {"from scratch": scratch}
+    for method in (*experiment.methods, "random"):
+        probed = _probed(experiment, workdir, method)
+        curves[f"{_title(method)}, probe"] = [probed[count] for count in counts]
+    return plots.lines(
+        "labels",
+        "Accuracy on the test split by the number of labelled examples a class: a "
+        "linear probe of what students learned from unlabelled pairs, and the same "
+        "network trained from scratch.",
+        [
+            plots.Series(label, counts, [[x[seed] for x in values] for seed in seeds])
+            for label, values in curves.items()
+        ],
+        xlabel="Labelled examples a class",
+        ylabel="Accuracy (%)",
+        xscale="log",
+    )
+
+
+def _title(method: str) -> str:
+    return TITLES.get(method, method)
+
+
+def _accuracy(directory: pathlib.Path) -> float:
+    return float(_result(directory)["accuracy"])
+
+
+def _accuracies(experiment: Experiment, directory: pathlib.Path) -> Values:
+    return {seed: _accuracy(directory / f"seed{seed}") for seed in experiment.seeds}
+
+
+def _probed(
+    experiment: Experiment, workdir: pathlib.Path, method: str
+) -> dict[int, Values]:
+    """Accuracies of a method's probes, by number of labels and by seed."""
+    found = {
+        seed: _result(workdir / "probe" / method / f"seed{seed}")["accuracy"]
+        for seed in experiment.seeds
+    }
+    return {
+        count: {seed: x[str(count)] for seed, x in found.items()}
+        for count in experiment.labels
+    }
+
+
+def _result(directory: pathlib.Path) -> Any:
+    require(directory)
+    return read_json(directory / "result.json")
