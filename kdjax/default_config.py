@@ -149,6 +149,7 @@ def self_distillation() -> config_dict.ConfigDict:
             "virtual_teacher",
             "uskd",
             "byot",
+            "weight_average",
             "mean_teacher",
             "few_labels",
             "few_labels_mean_teacher",
@@ -168,7 +169,7 @@ def self_distillation() -> config_dict.ConfigDict:
             form="paper",  # Or 'author_code': see losses.uskd_loss.
         ),
         byot=dict(
-            features="stage?",  # An exit at each but the last, whose features are hints.
+            features="stage?",  # An exit at each but the last, whose maps are hints.
             alpha=0.1,  # Of the deepest exit's teaching; 1 - alpha: labels, each exit.
             temperature=3.0,
             feature_weight=1e-6,  # Of squared distances, summed over the batch.

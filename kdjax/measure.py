@@ -169,10 +169,8 @@ def count_parameters(variables: Variables) -> int:
 
 def count_bytes(variables: Variables) -> int:
     """Bytes of `variables['params']` as stored: 4 per float32 number."""
-    return sum(
-        math.prod(x.shape) * x.dtype.itemsize
-        for x in jax.tree.leaves(variables["params"])
-    )
+    leaves = jax.tree.leaves(variables["params"])
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
 
 
 def count_flops(fn: Callable[..., Any], *args: Any) -> float:
@@ -180,17 +178,14 @@ def count_flops(fn: Callable[..., Any], *args: Any) -> float:
 
     One multiply-accumulate is two operations, and padding counts as if it were data,
     as in the tables of the literature. Additions, activations and normalisation are
-    left out. The count is read off the traced program, loops and nested calls
-    included, so it does not depend on the backend, as the compiler's own estimate does
-    (which misses what runs in library calls, and counts the body of a loop once). Of a
+    left out, and what no output needs. The count is read off the traced program, loops
+    and nested calls included, not off a backend's (whose own estimate misses what runs
+    in library calls, and counts the body of a loop once). Of a
     `lax.platform_dependent`, the default branch counts; of a `lax.cond`, the dearest.
 
     Args:
       fn: a function of arrays; not run, only traced.
       *args: its arguments, arrays or `jax.ShapeDtypeStruct`s.
-
-    Returns:
-      The number of operations.
 
     Raises:
       ValueError: if a loop of unknown length holds such operations.
@@ -312,7 +307,12 @@ def _flops(subject: Subject, image: jax.Array) -> float | None:
 
 
 def _jaxpr_flops(jaxpr: Any) -> float:
-    return float(sum(_equation_flops(equation) for equation in jaxpr.eqns))
+    total, needed = 0.0, {id(x) for x in jaxpr.outvars}
+    for equation in reversed(jaxpr.eqns):
+        if equation.effects or any(id(x) in needed for x in equation.outvars):
+            needed.update(id(x) for x in equation.invars)
+            total += _equation_flops(equation)
+    return total
 
 
 def _equation_flops(equation: Any) -> float:

@@ -17,7 +17,9 @@ Batch: TypeAlias = Mapping[str, jax.Array]
 * `soft_label`: class probabilities, `[B, num_classes]`; only where labels are mixed;
 * `mask`: which examples are valid, `[B]`;
 * `example_id`: the place in the data set, `[B]`;
-* `teacher_logits`: only with a cached teacher, `[B, num_classes]`.
+* `teacher_logits`: only with a cached teacher, `[B, num_classes]`;
+* `second_image`: another view of `image`, and `labelled`: whose label is known, `[B]`;
+  only with a `TwoViewLoader`.
 """
 
 ADAPTERS = "adapters"

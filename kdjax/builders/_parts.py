@@ -225,16 +225,20 @@ class Parts:
             )
         return steps_per_epoch
 
-    def _loader(
-        self, train: ConfigDict, seed: int, cache: caches.Cache | None
-    ) -> loaders.Loader:
-        arguments = dict(
+    def loader_arguments(self, train: ConfigDict, seed: int) -> dict[str, Any]:
+        """What every loader of the train split is made from."""
+        return dict(
             source=self.splits.train,
             augmentation=self._augmentation(train),
             batch_size=train.batch_size,
             num_views=self._num_views(train),
             seed=seed,
         )
+
+    def _loader(
+        self, train: ConfigDict, seed: int, cache: caches.Cache | None
+    ) -> loaders.Loader:
+        arguments = self.loader_arguments(train, seed)
         if self.config.dataset.streaming:
             return loaders.StreamingLoader(
                 **arguments,
