@@ -116,6 +116,23 @@ def mutual() -> config_dict.ConfigDict:
     )
 
 
+def ensemble() -> config_dict.ConfigDict:
+    """The section of `config.recipe = "ensemble"`."""
+    return config_dict.create(
+        counts=(1, 2, 5),  # Of teachers; as many as the largest are trained.
+        ways=("logits", "probs", "losses"),  # What is averaged; and 'confidence'.
+        weights=(),  # One for each teacher, positive; none: equal.
+        models=config_dict.ConfigDict(),  # Of each teacher; none: all `teacher.model`.
+    )
+
+
+def assistants() -> config_dict.ConfigDict:
+    """The section of `config.recipe = "assistants"`."""
+    return config_dict.create(
+        models=config_dict.ConfigDict(),  # By name, from the largest to the smallest.
+    )
+
+
 def cross_modal() -> config_dict.ConfigDict:
     """The section of `config.recipe = "cross_modal"`."""
     return config_dict.create(
@@ -271,12 +288,44 @@ def federated() -> config_dict.ConfigDict:
             num_public=5000,  # Public examples of a round.
             digest=dict(num_epochs=1, batch_size=250),  # Of the consensus.
             revisit=dict(num_epochs=4, batch_size=5),  # Of a client's own examples.
+            accept_gain=config_dict.placeholder(float),  # Least, over clients alone.
         ),
         personal_teacher="feddf",  # Whose global model the clients' own learn from.
         # Accuracies by method, one for each level.
         published=config_dict.ConfigDict(),
         # The least mean gain by method, one for each level, None for any.
         accept_gain=config_dict.ConfigDict(),
+    )
+
+
+def study_why() -> config_dict.ConfigDict:
+    """The section of `config.recipe = "study_why"`; soft terms stand alone there."""
+    return config_dict.create(
+        few_labels=dict(
+            num_labels=1800,  # Examples; 3 % of MNIST's 60,000.
+            held_out=0.1,  # Fraction of these, by which hard labels stop early.
+            temperatures=(2.0, 5.0, 10.0, 20.0),
+            num_epochs=300,  # Of these few.
+        ),
+        speed=dict(
+            look_every=50,  # Steps between two looks at the validation split.
+            thresholds=(97.0, 98.0),  # Accuracies in %, to count the steps to.
+        ),
+        omit_3=dict(num_epochs=20),
+        only_7_and_8=dict(num_epochs=60),
+        width_temperature=dict(
+            widths=(30, 100, 300, 800),  # Units of each hidden layer.
+            temperatures=(1.0, 2.5, 4.0, 8.0, 12.0, 20.0, 40.0),
+            num_epochs=20,
+        ),
+    )
+
+
+def consistency() -> config_dict.ConfigDict:
+    """The section of `config.recipe = "consistency"`."""
+    return config_dict.create(
+        multiples=(1, 4, 16),  # Schedules, in lengths of student.train.num_epochs.
+        mixup=1.0,  # Of function matching; 1 is uniform.
     )
 
 

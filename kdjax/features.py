@@ -15,6 +15,7 @@ from flax import linen as nn
 from kdjax.networks import Network
 from kdjax.types import (
     ADAPTERS,
+    ApplyFn,
     Batch,
     Outputs,
     UserError,
@@ -39,11 +40,17 @@ class Adapter:
 
 def describe(network: Network) -> Outputs:
     """The outputs for one image as `jax.ShapeDtypeStruct`s; runs nothing."""
+    return _describe(network.init, network.apply, network.image_shape)
 
+
+@functools.lru_cache(maxsize=32)  # To trace a deep network takes seconds.
+def _describe(
+    init: Callable[[jax.Array], Variables], apply: ApplyFn, image_shape: tuple[int, ...]
+) -> Outputs:
     def outputs(rng: jax.Array) -> Outputs:
-        images = jnp.zeros((1, *network.image_shape), jnp.uint8)
-        variables = network.init(rng)
-        outputs, _ = network.apply(variables, images, train=False)
+        images = jnp.zeros((1, *image_shape), jnp.uint8)
+        variables = init(rng)
+        outputs, _ = apply(variables, images, train=False)
         return dataclasses.replace(outputs, variables=variables)
 
     return jax.eval_shape(outputs, jax.random.key(0))

@@ -62,9 +62,10 @@ def from_linen(
         shape = (1,) * (pixels.ndim - 1) + (-1,)
         return (pixels - mean_array.reshape(shape)) / std_array.reshape(shape)
 
+    @jax.jit  # Once for all seeds.
     def init(rng: jax.Array) -> Variables:
         images = jnp.zeros((1, *image_shape), jnp.float32)
-        return jax.jit(lambda key: module.init(key, images, train=False))(rng)
+        return module.init(rng, images, train=False)
 
     def apply(
         variables: Variables,

@@ -156,13 +156,17 @@ def split_evaluator(
         if not len(validation):
             return {}
         variables = state.eval_variables
-        logits, labels = predict_split(predict, variables, validation, batch_size)
-        return {
-            BEST_METRIC: float(metrics.accuracy(logits, labels)),
-            "validation_nll": float(metrics.negative_log_likelihood(logits, labels)),
-        }
+        return scores(*predict_split(predict, variables, validation, batch_size))
 
     return evaluate
+
+
+def scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """What a row of metrics says of the validation split."""
+    return {
+        BEST_METRIC: float(metrics.accuracy(logits, labels)),
+        "validation_nll": float(metrics.negative_log_likelihood(logits, labels)),
+    }
 
 
 def predict_split(

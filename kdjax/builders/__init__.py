@@ -10,12 +10,12 @@ from ml_collections import ConfigDict
 from kdjax import networks, parallel, teacher_cache
 from kdjax.builders._checks import plain
 from kdjax.builders._methods import LOSSES
-from kdjax.builders._parts import assemble
+from kdjax.builders._parts import Parts, assemble
 from kdjax.data import sources
 from kdjax.training import Training
 from kdjax.types import Variables
 
-__all__ = ["LOSSES", "Experiment", "build"]
+__all__ = ["LOSSES", "Experiment", "build", "experiment"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +71,13 @@ class Experiment:
 
 def build(config: ConfigDict) -> Experiment:
     """Reads a whole config, and raises `UserError` on the first thing wrong with it."""
-    parts = assemble(config)
+    return experiment(assemble(config))
+
+
+def experiment(parts: Parts) -> Experiment:
+    """Offline distillation, from its parts; raises `UserError` likewise."""
     parts.check()
+    config = parts.config
     return Experiment(
         splits=parts.splits,
         devices=parts.devices,

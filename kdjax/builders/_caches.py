@@ -1,11 +1,22 @@
 """What of a teacher is stored, from the `cache` section of a config."""
 
 from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from kdjax import teacher_cache as caches
 from kdjax.types import UserError
+
+
+@runtime_checkable
+class Stored(Protocol):
+    """What a loader reads of a cache, or of several."""
+
+    def read(self, view: int, ids: np.ndarray) -> dict[str, np.ndarray]: ...
+
+    def read_all(self) -> dict[str, np.ndarray]: ...
 
 
 def encoding(

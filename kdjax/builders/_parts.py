@@ -27,7 +27,6 @@ from kdjax.data import augment, loaders, sources
 from kdjax.training import Training, predict_split, split_evaluator
 from kdjax.types import (
     HParams,
-    Outputs,
     UserError,
     Variables,
 )
@@ -86,10 +85,10 @@ class Parts:
         if self.config.teacher.source == "cached":
             self._encoding()
 
-    def teacher_training(self) -> Training:
+    def teacher_training(self, seed: int | None = None) -> Training:
         train = self.config.teacher.train
         role = Role("teacher", self.teacher, train, label_objective(train))
-        return self._training(role, self.config.seed)
+        return self._training(role, self.config.seed if seed is None else seed)
 
     def baseline_training(self, seed: int) -> Training:
         train = self.config.student.train
@@ -113,13 +112,18 @@ class Parts:
     def _distillation(self, num_steps: int) -> Built:
         train, distill = self.config.student.train, self.config.distill
         setting = Setting(train.batch_size, lambda: sources.labels(self.splits.train))
-        sides = Sides(*self._described, setting)
+        described = (features.describe(x) for x in (self.student, self.teacher))
+        sides = Sides(*described, setting)
         return distill_objective(distill, train, num_steps, sides)
 
-    @functools.cached_property
-    def _described(self) -> tuple[Outputs, Outputs]:
-        """Student and teacher: a trace of each, which takes a second for a deep one."""
-        return features.describe(self.student), features.describe(self.teacher)
+    @property
+    def reads_features(self) -> bool:
+        """Whether a term of the student's objective reads features of the teacher."""
+        return bool(self._distillation(num_steps=1).teacher_taps)
+
+    def adapters(self) -> dict[str, features.Adapter]:
+        """What is trained beside the student."""
+        return self._distillation(num_steps=1).adapters
 
     @property
     def cached(self) -> bool:
@@ -198,7 +202,7 @@ class Parts:
 
     def _encoding(self) -> caches.Encoding:
         taps = self._distillation(num_steps=1).teacher_taps
-        known = self._described[1].features
+        known = features.describe(self.teacher).features
         stored = {tap: known[tap].shape[1:] for tap in taps}
         return _caches.encoding(self.config, self.teacher.num_classes, stored)
 
@@ -235,9 +239,10 @@ class Parts:
             seed=seed,
         )
 
-    def _loader(
-        self, train: ConfigDict, seed: int, cache: caches.Cache | None
+    def loader(
+        self, train: ConfigDict, seed: int, cache: _caches.Stored | None = None
     ) -> loaders.Loader:
+        """Batches of the train split, with the entries of a cache, or of several."""
         arguments = self.loader_arguments(train, seed)
         if self.config.dataset.streaming:
             return loaders.StreamingLoader(
@@ -299,7 +304,7 @@ class Parts:
         """
         config = self.config
         if loader is None:
-            loader = self._loader(train, seed, None)
+            loader = self.loader(train, seed)
         resident = not isinstance(loader, loaders.StreamingLoader)
         if key not in self.programs:
             self.programs[key] = self.devices.train_program(
@@ -349,5 +354,5 @@ class Parts:
             evaluate=split_evaluator(
                 self.predict[network], self.splits.validation, train.batch_size
             ),
-            loader=self._loader(train, seed, cache),
+            loader=self.loader(train, seed, cache),
         )

@@ -3,20 +3,32 @@
 from types import ModuleType
 
 from kdjax.recipes import (
+    assistants,
     born_again,
+    consistency,
     cross_modal,
     data_free,
+    ensemble,
+    federated,
+    methods,
     mutual,
     offline,
     self_distillation,
+    study_why,
 )
 
 # From the name that `config.recipe` has to the module.
 RECIPES: dict[str, ModuleType] = {
+    "assistants": assistants,
     "born_again": born_again,
+    "consistency": consistency,
     "cross_modal": cross_modal,
     "data_free": data_free,
+    "federated": federated,
+    "ensemble": ensemble,
+    "methods": methods,
     "mutual": mutual,
     "offline": offline,
     "self_distillation": self_distillation,
+    "study_why": study_why,
 }
