@@ -24,6 +24,8 @@ class Purpose(enum.IntEnum):
     ORDER = 1
     AUGMENT = 2
     PARTNER = 3
+    NOISE = 4
+    GENERATOR = 5
 
 
 def purpose_key(seed: int, purpose: Purpose) -> jax.Array:
