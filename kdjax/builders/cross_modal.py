@@ -146,7 +146,9 @@ def _seeing(parts: Parts) -> Parts:
         made[role] = seeing(net, name, modality, source.image_shape)
         predict_step = steps.make_predict_step(made[role].apply)
         predict[role] = parts.devices.predict_program(predict_step)
-    return dataclasses.replace(parts, **made, predict=predict)
+    return dataclasses.replace(
+        parts, teacher=made["teacher"], student=made["student"], predict=predict
+    )
 
 
 def seeing(

@@ -61,7 +61,7 @@ def read_npz(path: pathlib.Path, name: str) -> dict[str, ArraySource]:
     Raises:
       UserError: if it is damaged, a key is missing, or arrays don't fit together.
     """
-    arrays = _load_npz(path)
+    arrays = load_npz(path)
     missing = [key for key in _NPZ_KEYS if key not in arrays]
     if missing:
         raise UserError(
@@ -86,7 +86,7 @@ def read_npz(path: pathlib.Path, name: str) -> dict[str, ArraySource]:
     }
 
 
-def _load_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+def load_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         # Opened here, because NumPy leaves a damaged archive open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:

@@ -15,6 +15,7 @@ from kdjax.recipes import (
     offline,
     self_distillation,
     study_why,
+    visual_questions,
 )
 
 # From the name that `config.recipe` has to the module.
@@ -31,4 +32,5 @@ RECIPES: dict[str, ModuleType] = {
     "offline": offline,
     "self_distillation": self_distillation,
     "study_why": study_why,
+    "visual_questions": visual_questions,
 }

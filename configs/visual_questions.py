@@ -1,0 +1,64 @@
+r"""easy-VQA: a teacher sees image and question, its student the image alone.
+
+Setting: easy-VQA, https://pypi.org/project/easy-vqa/: 4,000 and 1,000 images of 64x64
+pixels, each of one coloured shape, with 38,575 and 9,673 questions about them (107
+texts, 26 words, 13 answers). The teacher is a small convolutional network and a bag of
+words, multiplied. It answers a student who never learns what was asked.
+
+What can be learned: without the question, the distribution of answers given the image,
+and no more. An image's own answers are about ten draws from it. A teacher's soft answer
+to the same question adds little to them, as a good teacher is certain. But it can be
+asked every question about every image, and the average of its answers is that
+distribution: the soft targets of 'every_question'. Accuracy (naming the likeliest
+answer) shows little of this; the negative log-likelihood is the figure to look at. A
+student of the question alone has 107 inputs with some 360 answers each: there counting
+suffices, and a teacher has nothing to add.
+
+Published: no figure in reach that these could be compared with.
+Measured: not yet.
+
+Run:
+  python benchmarks/fetch_data.py --out=data easy_vqa
+  python -m kdjax.main --config=configs/visual_questions.py \
+    --config.dataset.path=data/easy_vqa.npz
+
+Try it in seconds, on any machine, without a download (eight questions about each of
+the embedded digits):
+  python -m kdjax.main --config=configs/visual_questions.py:smoke
+"""
+
+from ml_collections import config_dict
+
+from kdjax import default_config
+
+
+def get_config(variant: str = "") -> config_dict.ConfigDict:
+    """Returns the setting above, or a tiny one if `variant` is 'smoke'."""
+    if variant not in ("", "smoke"):
+        raise ValueError(f"Expected variant '' or 'smoke', got {variant!r}.")
+
+    config = default_config.get_config()
+    config.recipe = "visual_questions"
+    with config.unlocked():
+        config.visual_questions = default_config.visual_questions()
+    config.seeds = (0, 1, 2, 3, 4)
+    config.log_every_steps = 100
+    config.eval_every_epochs = 1000  # At the end: each evaluation saves a checkpoint.
+    config.dataset.name = "easy_vqa"
+    config.dataset.validation = 0
+    config.teacher.model.name = "resnet14"
+    config.student.model.name = "resnet8"
+    for model in (config.teacher, config.student):
+        model.train.batch_size = 100
+        model.train.num_epochs = 60  # Each image is asked one question an epoch.
+        model.train.optimizer.update(name="adamw", weight_decay=0.01)
+        model.train.learning_rate.update(schedule="cosine", base=2e-3)
+    config.teacher.train.num_epochs = 120
+    # The targets are the distribution itself: no temperature, and no hard term.
+    config.distill.update(temperature=1.0, alpha=1.0)
+    if variant == "smoke":
+        default_config.smoke(config)
+        config.dataset.validation = 0
+        config.teacher.train.num_epochs = 16
+        config.student.train.num_epochs = 8
+    return config
