@@ -63,7 +63,7 @@ def distill_objective(
     A term called `soft` or `hard` replaces the one of that name. Before
     `distill.from_epoch` the two do not count: FitNets' first stage.
     """
-    hparams = _base_hparams(distill, train, num_steps)
+    hparams = base_hparams(distill, train, num_steps)
     staged = "begun" in hparams
     begun = (lambda values: values["begun"]) if staged else (lambda values: 1.0)
     terms = {
@@ -91,7 +91,7 @@ def distill_objective(
     )
 
 
-def _base_hparams(
+def base_hparams(
     distill: ConfigDict, train: ConfigDict, num_steps: int
 ) -> dict[str, Any]:
     """Those of the soft and the hard term; `begun` only where they begin later."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -75,11 +76,14 @@ def build(config: ConfigDict) -> Experiment:
     models = {f"peers{size}": [student] * size for size in sizes}
     if config.mutual.partners:
         models["mixed"] = [student, *config.mutual.partners.values()]
+    roles = _roles(parts, [student, *config.mutual.partners.values()])
     return Experiment(
         splits=parts.splits,
         seeds=tuple(config.seeds),
         sizes=sizes,
-        cohorts={name: _cohort(parts, name, who) for name, who in models.items()},
+        cohorts={
+            name: _cohort(parts, name, who, roles) for name, who in models.items()
+        },
         published=plain(config.published),
         config=plain(config),
     )
@@ -104,21 +108,42 @@ def check(config: ConfigDict) -> None:
         )
 
 
-def _cohort(parts: Parts, name: str, models: Sequence[ConfigDict]) -> Cohort:
+def _roles(parts: Parts, models: Sequence[ConfigDict]) -> dict[str, Role]:
+    """How a peer of each architecture is trained, each built once."""
+    config = parts.config
+    built = _objective(config)
+    roles = {}
+    for model in models:
+        if _key(model) not in roles:
+            section = ConfigDict(
+                {"model": model, "normalize": config.student.normalize}
+            )
+            net = network(section, parts.splits.train, parts.devices)
+            roles[_key(model)] = Role(
+                "peer", net, config.student.train, built, cohorts.read_peers
+            )
+    return roles
+
+
+def _key(model: ConfigDict) -> str:
+    return json.dumps(plain(model), sort_keys=True)
+
+
+def _cohort(
+    parts: Parts, name: str, models: Sequence[ConfigDict], roles: Mapping[str, Role]
+) -> Cohort:
     """Students of the given models, in this order, grouped by architecture."""
     config = parts.config
-    described = [plain(model) for model in models]
-    different = [x for i, x in enumerate(described) if x not in described[:i]]
-    roles, groups = [], []
-    for model in different:
-        section = ConfigDict({"model": model, "normalize": config.student.normalize})
-        net = network(section, parts.splits.train, parts.devices)
-        role = Role("peer", net, config.student.train, _objective(config))
-        roles.append(dataclasses.replace(role, teacher_fn=cohorts.read_peers))
-        members = tuple(k for k, x in enumerate(described) if x == model)
-        step = roles[-1].train_step(parts.devices.axis_name)
-        groups.append(Group(net.apply, step, members))
-    of_peer = [roles[different.index(x)] for x in described]
+    keys = [_key(model) for model in models]
+    groups = [
+        Group(
+            roles[key].network.apply,
+            roles[key].train_step(parts.devices.axis_name),
+            tuple(k for k, other in enumerate(keys) if other == key),
+        )
+        for key in dict.fromkeys(keys)
+    ]
+    of_peer = [roles[key] for key in keys]
     predict = parts.devices.predict_program(cohorts.make_predict_step(groups))
 
     def logits(state: CohortState, split: sources.Source) -> Any:
@@ -131,7 +156,10 @@ def _cohort(parts: Parts, name: str, models: Sequence[ConfigDict]) -> Cohort:
         settings = plain(config.mutual)
         kept = {k: settings[k] for k in ("updates", "weight", "temperature")}
         own = parts.inputs()["baseline"]
-        return own | {"peers": described, "mutual": kept if together else None}
+        return own | {
+            "peers": plain(list(models)),
+            "mutual": kept if together else None,
+        }
 
     return Cohort(
         networks=tuple(role.network for role in of_peer),
