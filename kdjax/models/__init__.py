@@ -21,6 +21,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
+from kdjax.models.cnn import CNN
 from kdjax.models.lenet import LeNet5
 from kdjax.models.mlp import MLP
 from kdjax.models.mobilenet import MobileNetV2
@@ -37,6 +38,7 @@ _X4 = (32, 64, 128, 256)
 MODELS: dict[str, Callable[..., nn.Module]] = {
     # Any images.
     "mlp": MLP,
+    "cnn": CNN,
     "lenet5": LeNet5,
     "lenet5_half": _partial(LeNet5, widths=(3, 8, 60, 42)),
     "vit": ViT,

@@ -31,6 +31,8 @@ from kdjax.types import UserError
 #   2,049) in the classifier. ShuffleNetV2: T, less 24 * 3 * (9 - 1) and 900 * 1,025.
 PARAMETERS = {
     "mlp": 1_276_810,  # 785 * 800 + 801 * 800 + 801 * 10, with biases.
+    # 26 * 32 + 801 * 64 + 3137 * 512 + 513 * 10, as McMahan et al. 2017 count it.
+    "cnn": 1_663_370,
     "lenet5": 61_706,
     "lenet5_half": 15_738,
     # Patches 49 * 192, class token and positions 66 * 192, blocks as in vit_tiny, last
@@ -90,7 +92,7 @@ PYTORCH = {
 
 def task(name):
     """The image shape and number of classes that a model is for."""
-    if name.startswith(("mlp", "lenet")):
+    if name.startswith(("mlp", "cnn", "lenet")):
         return (28, 28, 1), 10
     large = name in IMAGENET + TRANSFORMERS
     return ((224, 224, 3), 1000) if large else ((32, 32, 3), 100)
