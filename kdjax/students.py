@@ -86,7 +86,7 @@ def make_train_step(
     def many_steps(state, constants, batch, hparams):
         mapped = jax.vmap(train_step, in_axes=(0, None, 1, 0))
         each, metrics = mapped(state.each, constants["teacher"], batch, hparams)
-        state = state.replace(each=each)
+        state = Students(each=each, curve=state.curve, best=state.best)
         if look_every:
             look = _make_look(apply_fn, constants["held_out"], look_every)
             due = state.step % look_every == 0
@@ -117,7 +117,8 @@ def _make_look(
         best = state.best
         if best is not None:
             best = jax.tree.map(keep, best, dict(variables))
-        return state.replace(curve=state.curve.at[index].set(accuracy), best=best)
+        curve = state.curve.at[index].set(accuracy)
+        return Students(each=state.each, curve=curve, best=best)
 
     return look
 

@@ -68,6 +68,12 @@ def build(config: ConfigDict) -> Experiment:
     study = _Study(config, assemble(config))
     section = config.study_why
     labels = sources.labels(study.parts.splits.train)
+    if section.few_labels.num_labels >= len(labels):
+        raise UserError(
+            f"Expected study_why.few_labels.num_labels to be fewer than the "
+            f"{len(labels)} examples of the train split, got "
+            f"{section.few_labels.num_labels}: set it lower."
+        )
     ids = np.concatenate(few(labels, section.few_labels.num_labels, 0.0))
     num_classes = study.parts.splits.train.num_classes
     common = study.parts.inputs()["student"] | {"seeds": plain(config.seeds)}

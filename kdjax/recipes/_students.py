@@ -99,6 +99,11 @@ class Trained:
         values = self._result["accuracy"][name]
         return {seed: values[row] for seed, row in self.rows(arm).items()}
 
+    def logits(self, arm: str, name: str) -> dict[int, np.ndarray]:
+        """By seed, on a split, `[examples, classes]`."""
+        logits = self.array(name)
+        return {seed: logits[row] for seed, row in self.rows(arm).items()}
+
     def array(self, name: str) -> np.ndarray:
         """Logits on a split, or `'curve'`."""
         with np.load(self._directory / PREDICTIONS, allow_pickle=False) as arrays:

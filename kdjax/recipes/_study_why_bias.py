@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from kdjax.recipes import _shifts as shifts
-from kdjax.recipes._students import Trained
 from kdjax.recipes._study_why_parts import Part, spread, verdict
 from kdjax.report import plots, study
 from kdjax.report.drawing import Drawing
@@ -57,29 +56,34 @@ class Judged:
 
 
 def judge(
-    trained: Trained,
+    train_logits: Mapping[int, np.ndarray],
+    test_logits: Mapping[int, np.ndarray],
     classes: Sequence[int],
     train_labels: np.ndarray,
     test_labels: np.ndarray,
 ) -> Judged:
-    """Chooses the biases: by the frequency of the classes in the train split, and, as
-    a bound, on the test split itself."""
-    rows = trained.rows("soft")
-    train, test = trained.array("train"), trained.array("test")
+    """Chooses the biases of each seed's student.
+
+    Args:
+      train_logits: by seed, on the train split, `[examples, classes]`.
+      test_logits: by seed, on the test split.
+      classes: those that the bias is added to.
+      train_labels: only their frequency counts.
+      test_labels: for the bound, the bias best on the test split.
+    """
     share = float(np.mean(np.isin(train_labels, classes)))
     chosen = {
-        "": {seed: 0.0 for seed in rows},
+        "": dict.fromkeys(test_logits, 0.0),
         MATCHED: {
-            seed: shifts.matching_shift(train[row], classes, share)
-            for seed, row in rows.items()
+            seed: shifts.matching_shift(logits, classes, share)
+            for seed, logits in train_logits.items()
         },
         BEST: {
-            seed: shifts.best_shift(test[row], test_labels, classes)
-            for seed, row in rows.items()
+            seed: shifts.best_shift(logits, test_labels, classes)
+            for seed, logits in test_logits.items()
         },
     }
-    logits = {seed: test[row] for seed, row in rows.items()}
-    return Judged(tuple(classes), test_labels, logits, chosen)
+    return Judged(tuple(classes), test_labels, test_logits, chosen)
 
 
 def omitted(judged: Judged, is_mnist: bool) -> Part:
@@ -189,28 +193,22 @@ def _figure(
     judged: Judged, name: str, groups: Mapping[str, np.ndarray], title: str
 ) -> Drawing:
     """The error of each group of test examples by bias, and the two biases chosen."""
-    used = np.abs(
-        list(judged.shifts[BEST].values()) + list(judged.shifts[MATCHED].values())
-    )
-    near = np.abs(shifts.SHIFTS) <= max(6.0, float(used.max()) + 2)
+    used = [abs(s) for how in (MATCHED, BEST) for s in judged.shifts[how].values()]
+    near = np.abs(shifts.SHIFTS) <= max(6.0, max(used) + 2)
+    x = shifts.SHIFTS[near].tolist()
     series = []
     for label, where in groups.items():
         runs = [
             shifts.error_curve(logits[where], judged.labels[where], judged.classes)
             for logits in judged.logits.values()
         ]
-        series.append(
-            plots.Series(
-                f"error on {label}", shifts.SHIFTS[near], np.asarray(runs)[:, near]
-            )
-        )
+        curves = np.asarray(runs)[:, near]
+        series.append(plots.Series(f"error on {label}", x, curves))
     first = next(iter(groups.values()))
     for how in (MATCHED, BEST):
         at = float(np.mean(list(judged.shifts[how].values())))
         errors = 100 - np.asarray(list(judged.accuracy(how, first).values()))
-        flag = f", {_FLAG}" if how == BEST else ""
-        label = _TITLES[how].replace("bias best on test", "best bias") + flag
-        series.append(plots.Series(label, [at], errors[:, None]))
+        series.append(plots.Series(_TITLES[how], [at], errors[:, None]))
     classes = ", ".join(map(str, judged.classes))
     return plots.lines(
         name,

@@ -1,7 +1,7 @@
 """The report of `study_why`: arms, facts and figures of each experiment done."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,9 +46,13 @@ def make(
         parts.append(_speed(experiment, full))
     for stage, make_part in (("omit_3", bias.omitted), ("only_7_and_8", bias.kept)):
         if (trained := Trained.at(workdir / stage)) is not None:
-            classes = OMITTED if stage == "omit_3" else KEPT
-            train_labels = sources.labels(of.splits.train)
-            judged = bias.judge(trained, classes, train_labels, labels)
+            judged = bias.judge(
+                trained.logits("soft", "train"),
+                trained.logits("soft", "test"),
+                OMITTED if stage == "omit_3" else KEPT,
+                sources.labels(of.splits.train),
+                labels,
+            )
             parts.append(make_part(judged, is_mnist))
     widths = {
         width: Trained.at(workdir / "width_temperature" / f"width{width}")
@@ -129,7 +133,7 @@ def _best_by_held_out(trained: Trained, arms: list[str]) -> str:
 def _few_labels_figure(
     soft: Mapping[str, Mapping[int, float]],
     hard: Mapping[int, float],
-    reference: list[tuple[str, Mapping[int, float]]],
+    reference: Sequence[tuple[str, Mapping[int, float]]],
 ) -> Drawing:
     temperatures = [float(arm.split("= ")[1]) for arm in soft]
     runs = [[values[seed] for values in soft.values()] for seed in hard]
@@ -156,25 +160,27 @@ def _few_labels_figure(
 
 def _speed(experiment: Experiment, trained: Trained) -> Part:
     """How many steps hard and soft targets take to an accuracy."""
-    curve, every = trained.array("curve"), experiment.look_every
-    steps = every * (1 + np.arange(len(curve)))
+    every = experiment.look_every
+    curves = {
+        arm: 100 * trained.array("curve")[:, list(trained.rows(arm).values())]
+        for arm in trained.arms
+    }
     facts = []
     for threshold in experiment.thresholds:
         words = []
-        for arm in trained.arms:
-            reached = 100 * curve[:, list(trained.rows(arm).values())] >= threshold
-            there = reached.any(axis=0)
-            took = steps[reached.argmax(axis=0)[there]]
-            found = spread(took, 0) if len(took) else "never"
-            some = f" (on {len(took)} of {len(there)} seeds)"
-            words.append(f"{arm} {found}{some * (0 < len(took) < len(there))}")
+        for arm, curve in curves.items():
+            took = steps_to(curve, threshold, every)
+            found = spread(took, 0) if took else "never"
+            some = 0 < len(took) < curve.shape[1]
+            on = f" (on {len(took)} of {curve.shape[1]} seeds)" if some else ""
+            words.append(f"{arm} {found}{on}")
         facts.append(
             f"Steps to {threshold:g} % of the validation split, looked at every {every}"
             f": {', '.join(words)}."
         )
     series = [
-        plots.Series(arm, steps, 100 * curve[:, list(trained.rows(arm).values())].T)
-        for arm in trained.arms
+        plots.Series(arm, [every * (1 + i) for i in range(len(curve))], curve.T)
+        for arm, curve in curves.items()
     ]
     drawing = plots.lines(
         "speed",
@@ -198,6 +204,26 @@ def _speed(experiment: Experiment, trained: Trained) -> Part:
     return Part(arms, facts, [drawing])
 
 
+def steps_to(curve: np.ndarray, threshold: float, every: int) -> list[int]:
+    """The step of the first look at which each student has reached an accuracy.
+
+    Args:
+      curve: in %, `[looks, students]`.
+      threshold: in %.
+      every: steps from one look to the next; the first comes after so many.
+
+    Returns:
+      One for each student that ever reaches it.
+    """
+    reached = curve >= threshold
+    first = reached.argmax(axis=0)
+    return [
+        every * (1 + int(i))
+        for i, ever in zip(first, reached.any(axis=0), strict=True)
+        if ever
+    ]
+
+
 def _width_temperature(
     experiment: Experiment,
     trained: Mapping[int, Trained],
@@ -206,20 +232,16 @@ def _width_temperature(
 ) -> Part:
     """Which temperature suits which width."""
     temperatures = experiment.temperatures
-    errors = np.asarray(
-        [
-            [
-                (100 - _mean(one.accuracy(f"{t:g}"))) * num_examples / 100
-                for t in temperatures
-            ]
-            for one in trained.values()
-        ]
-    )
+    accuracy = [
+        [_mean(one.accuracy(f"{t:g}")) for t in temperatures]
+        for one in trained.values()
+    ]
+    errors = (1 - np.asarray(accuracy) / 100) * num_examples
     facts = []
-    for width, row in zip(trained, errors, strict=True):
-        best = temperatures[int(row.argmin())]
+    for width, row in zip(trained, errors.tolist(), strict=True):
+        best = temperatures[row.index(min(row))]
         hot = [x for t, x in zip(temperatures, row, strict=True) if t >= 8]
-        text = f"{width} units: fewest errors ({row.min():.1f}) at T = {best:g}"
+        text = f"{width} units: fewest errors ({min(row):.1f}) at T = {best:g}"
         if width == 30:
             allowed = ", ".join(f"{t:g}" for t in BEST_TEMPERATURES)
             met = best in BEST_TEMPERATURES

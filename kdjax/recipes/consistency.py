@@ -14,8 +14,9 @@ The stages leave in the work directory:
       report/           report.html, report.json, figures
 """
 
+import functools
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -68,10 +69,10 @@ def run(
       UserError: if something outside the code is wrong.
       Interrupted: if the process was asked to stop; run again to go on.
     """
-    known = {
+    known: dict[str, Callable[[], None]] = {
         "teacher": lambda: offline.run_teacher(experiment.offline, workdir),
         "cache": lambda: _write_caches(experiment, workdir),
-        **{arm: lambda arm=arm: _train(experiment, workdir, arm) for arm in ARMS},
+        **{arm: functools.partial(_train, experiment, workdir, arm) for arm in ARMS},
         "report": lambda: _report(experiment, workdir, command),
     }
     common.run_stages(known, stages, workdir)

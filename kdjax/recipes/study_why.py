@@ -19,8 +19,9 @@ after the last epoch, and of `few_labels` at its best by held-out examples; thos
 train split where a bias is chosen on it).
 """
 
+import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from kdjax import fingerprints, parallel
 from kdjax import teacher_cache as caches
@@ -48,11 +49,11 @@ def run(
       UserError: if something outside the code is wrong.
       Interrupted: if the process was asked to stop; run again to go on.
     """
-    known = {
+    known: dict[str, Callable[[], None]] = {
         "teacher": lambda: offline.run_teacher(experiment.offline, workdir),
         "cache": lambda: offline.run_cache(experiment.offline, workdir),
         **{
-            stage: lambda stage=stage: _train(experiment, workdir, stage)
+            stage: functools.partial(_train, experiment, workdir, stage)
             for stage in EXPERIMENTS
         },
         "report": lambda: _report(experiment, workdir, command),
