@@ -172,6 +172,7 @@ def test_averages_mask_value_and_gradient(teachers, average):
 
     grad, values = jax.grad(total, has_aux=True)(poisoned)
     np.testing.assert_array_equal(grad[:, 0], 0)
+    assert np.all(np.isfinite(values))
     np.testing.assert_allclose(values[0], values[0, 0], rtol=1e-6)
     np.testing.assert_allclose(values[1:], average(teacher_logits[:, 1:]), rtol=1e-5)
     assert np.all(np.isfinite(grad))

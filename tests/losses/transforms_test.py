@@ -170,6 +170,27 @@ def test_taid_target_excludes_what_a_side_with_a_share_excludes(logits):
         assert not np.any(np.isnan(target))
 
 
+def test_taid_target_at_the_teacher_is_possible_where_only_the_student_is_not(logits):
+    student_logits, teacher_logits = _jax(*logits)
+    student_logits = student_logits.at[:, 2].set(-jnp.inf)
+    for interpolation, excluded in ((0.0, True), (0.5, True), (1.0, False)):
+        target = losses.taid_target(
+            student_logits, teacher_logits, interpolation=interpolation
+        )
+        assert np.all(np.isneginf(target[:, 2]) == excluded)
+
+
+def test_taid_target_has_no_gradient_of_the_student(logits):
+    student_logits, teacher_logits = _jax(*logits)
+
+    def total(student_logits):
+        return losses.taid_target(
+            student_logits, teacher_logits, interpolation=0.3
+        ).sum()
+
+    np.testing.assert_array_equal(jax.grad(total)(student_logits), 0)
+
+
 def test_taid_target_masks_value_and_gradient(logits):
     student_logits, teacher_logits = (_poison(x) for x in _jax(*logits))
 
