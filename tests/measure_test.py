@@ -67,6 +67,17 @@ def test_flops_of_an_mlp():
     assert flops == 2 * 3 * (7 * 11 + 11 * 4)
 
 
+def test_what_no_output_needs_costs_no_flops():
+    def early_exit(x, kernel):
+        hidden = x @ kernel
+        _unused = hidden @ kernel @ kernel
+        return hidden
+
+    x, kernel = jnp.ones((2, 3)), jnp.ones((3, 3))
+    assert measure.count_flops(early_exit, x, kernel) == 2 * 2 * 3 * 3
+    assert measure.count_flops(jax.jit(early_exit), x, kernel) == 2 * 2 * 3 * 3
+
+
 def test_flops_of_a_batched_product():
     flops = measure.count_flops(
         lambda x, y: jnp.einsum("bij,bjk->bik", x, y),

@@ -63,6 +63,7 @@ class Experiment:
       arms: in the order of the report.
       seeds: one network of each arm for each.
       network: that all arms train.
+      validation: the split that they are watched on.
       test: the split that they are judged on.
       config: the whole config, for the report.
     """
@@ -70,6 +71,7 @@ class Experiment:
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...]
     network: networks.Network
+    validation: sources.Source
     test: sources.Source
     config: Mapping[str, Any]
 
@@ -95,6 +97,7 @@ def build(config: ConfigDict) -> Experiment:
         arms=tuple(_arm(parts, name, ARMS[name](given)) for name in names),
         seeds=tuple(config.seeds),
         network=parts.student,
+        validation=parts.splits.validation,
         test=parts.splits.test,
         config=plain(config),
     )

@@ -84,7 +84,11 @@ def run_report(experiment: Experiment, workdir: pathlib.Path, command: str) -> N
     )
     arms = [arm for arm in experiment.arms if arm.name in found]
     rows = [row for arm in arms for row in _rows(arm, found)]
-    drawings = [_curves(arms, found, workdir)]
+    drawings = [
+        _curves(name, [arm for arm in arms if _group(arm) == name], found, workdir)
+        for name in dict.fromkeys(map(_group, arms))
+        if len(experiment.validation)
+    ]
     drawings += [_exits(experiment, arm, found) for arm in arms if arm.name == "byot"]
     _stages.write_study(study.build(about, rows), workdir, drawings)
 
@@ -147,21 +151,28 @@ def _rows(arm: Arm, found: Found) -> list[study.Arm]:
     return rows
 
 
-def _curves(arms: Sequence[Arm], found: Found, workdir: pathlib.Path) -> Drawing:
+def _group(arm: Arm) -> str:
+    """The arm that starts the comparisons that this one is part of."""
+    return arm.against or arm.name
+
+
+def _curves(
+    name: str, arms: Sequence[Arm], found: Found, workdir: pathlib.Path
+) -> Drawing:
     """Validation accuracy while each arm trains."""
     series = []
     for arm in arms:
-        runs, epochs = [], []
-        for seed in found[arm.name]:
-            rows = metric_writers.read(_directory(workdir, arm, seed))
-            rows = [row for row in rows if BEST_METRIC in row]
-            epochs = [row["epoch"] for row in rows]
-            runs.append([100 * row[BEST_METRIC] for row in rows])
-        if epochs:
-            series.append(plots.Series(arm.title, epochs, runs))
+        directories = [_directory(workdir, arm, seed) for seed in found[arm.name]]
+        histories = [
+            [row for row in metric_writers.read(directory) if BEST_METRIC in row]
+            for directory in directories
+        ]
+        epochs = [row["epoch"] for row in histories[0]]
+        runs = [[100 * row[BEST_METRIC] for row in rows] for rows in histories]
+        series.append(plots.Series(arm.title, epochs, runs))
     return plots.lines(
-        "validation_accuracy",
-        "Validation accuracy of each arm while it trains. Thin lines: seeds.",
+        f"validation_{name}",
+        "Validation accuracy while each arm trains. Thin lines: seeds.",
         series,
         xlabel="Epoch",
         ylabel="Validation accuracy (%)",

@@ -64,6 +64,8 @@ def lines(
         for i, one in enumerate(series):
             _series(axes, i, one)
         axes.set(xlabel=xlabel, ylabel=ylabel, xscale=xscale, yscale=yscale)
+        if xscale == "linear" and all(x % 1 == 0 for one in series for x in one.x):
+            axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_title(title)
         _legend_below(figure, axes)
         return figure
