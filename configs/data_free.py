@@ -15,6 +15,16 @@ LeNet-5 98.3 +- 0.2 (noise 74.7 +- 3.3, teacher 98.9).
 Accepted: DAFL and DFAD at least 96.5, with LeNet-5 97.0, and 5 points above their
 controls; teacher at least 98.3.
 
+Numbers of updates, batch size, latents, losses and optimizers are those of the authors'
+code for MNIST: 24,000 updates of DAFL's student and generator, Adam at 2e-3 and 0.2;
+2,000 times 5 updates of DFAD's student, SGD at 0.01, and 1 of its generator, Adam at
+1e-3. ZSKT's, of which there is none for MNIST, has 10 updates to 1 and Adam at 2e-3 and
+1e-3, as for CIFAR-10. Ours: a generator of half the width, 64 channels, and how the
+teacher is trained. That the generator has convolutions was chosen by its own losses, in
+trials of 100 to 360 steps with 256 images: DAFL's entropy of the classes, at most 1,
+came to 0.98 with them, and with linear layers to 0.84 (seven classes) at a learning
+rate of 1e-3, and to 0.30 (two) at 0.2.
+
 Measured: not yet.
 
 Run:
@@ -44,7 +54,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     config.seeds = (0, 1, 2)
     config.log_every_steps = 100
     config.steps_per_dispatch = 100
-    config.eval_every_epochs = 5
+    config.eval_every_epochs = 2
     config.dataset.name = "mnist"
     config.dataset.validation = 5000  # For curves alone: nothing is chosen by it.
     config.teacher.source = "online"
@@ -53,7 +63,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     )
     config.student.model.update(name="mlp", hidden=(800, 800))
     for model in (config.teacher, config.student):
-        model.train.update(num_epochs=20, batch_size=128)
+        model.train.update(num_epochs=20, batch_size=110)  # Divides 55,000.
         model.train.optimizer.update(name="adamw", weight_decay=0.0)
         model.train.learning_rate.update(schedule="cosine", base=1e-3)
     config.published.update(
@@ -73,8 +83,9 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
 
 def _methods(section: config_dict.ConfigDict) -> None:
     """The optimizers of the authors' code, and what is published and accepted."""
-    section.generator.hidden = (512, 1024)
+    section.generator.width = 64
     section.dafl.features = "hidden2"
+    section.dafl.generator.learning_rate.base = 0.2
     section.dafl.student.learning_rate.base = 2e-3
     section.dfad.student.optimizer.update(name="sgd", momentum=0.9, weight_decay=1e-4)
     section.dfad.student.learning_rate.base = 0.01
@@ -90,7 +101,6 @@ def _lenet(config: config_dict.ConfigDict) -> None:
             del model.model[key]
         model.model.name = name
     section = config.data_free
-    section.generator = dict(name="conv", width=128)
     section.dafl.features = "pooled"
     section.zskt.features = "stage[12]"
     config.published.update(
@@ -108,10 +118,11 @@ def _smoke(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     default_config.smoke(config)
     for model in (config.teacher, config.student):
         model.train.num_epochs = 10
+    config.teacher.model.update(input_dropout=0.0, dropout=0.0)
     section = config.data_free
     section.batch_size = 80
     section.dafl.features = "hidden1"
-    section.generator.hidden = (32,)
+    section.generator.width = 8
     for method in (section.dafl, section.dfad, section.zskt):
         method.update(num_epochs=10, steps_per_epoch=10)
     for method in (section.dfad, section.zskt):

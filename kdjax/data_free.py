@@ -5,6 +5,7 @@ student and a generator; those of all seeds are stacked, and one pure step maps 
 them: a few updates of the student, then one of the generator.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -110,11 +111,10 @@ def from_linen(
     ) -> tuple[jax.Array, Variables]:
         state = {k: v for k, v in variables.items() if k != "params"}
         if not train:
-            return _pixels(
-                module.apply(variables, noise, train=False), mean, std
-            ), state
-        images, state = module.apply(variables, noise, train=True, mutable=list(state))
-        return _pixels(images, mean, std), dict(state)
+            images: Any = module.apply(variables, noise, train=False)
+            return _pixels(images, mean, std), state
+        images, new = module.apply(variables, noise, train=True, mutable=list(state))
+        return _pixels(images, mean, std), dict(new)
 
     return Generator(init, apply, (latent_dim,))
 
@@ -280,7 +280,8 @@ def _updated(
     updates, opt_state = optimizer_fn(values).update(
         grads, state.opt_state, state.params
     )
-    return state.replace(
+    return dataclasses.replace(
+        state,
         step=state.step + 1,
         params=optax.apply_updates(state.params, updates),
         model_state=model_state,

@@ -185,7 +185,7 @@ def _generator(parts: Parts, section: ConfigDict, *, on_noise: bool) -> Generato
     shape = parts.teacher.image_shape
     if on_noise:
         return data_free.normal_images(shape, **known)
-    arguments = {
+    arguments: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in parts.config.data_free.generator.items()
     }

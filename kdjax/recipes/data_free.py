@@ -274,6 +274,7 @@ def _curves(
             series.append(plots.Series(label, updates, 100 * runs))
     if not series:
         return None
+    series += _level(experiment, workdir, quantity, max(max(s.x) for s in series))
     return plots.lines(
         quantity,
         captions[quantity],
@@ -282,6 +283,19 @@ def _curves(
         ylabel="Accuracy (%)" if "accuracy" in quantity else "Agreement (%)",
         title=quantity.replace("_", " ").capitalize(),
     )
+
+
+def _level(
+    experiment: Experiment, workdir: pathlib.Path, quantity: str, end: float
+) -> list[plots.Series]:
+    """Where the students on real images came to, from the first to the last update."""
+    paths = [workdir / "real" / f"seed{seed}" for seed in experiment.seeds]
+    rows = [(metric_writers.read(path) or [{}])[-1] for path in paths]
+    values = [100 * row[quantity] for row in rows if quantity in row]
+    if not values:
+        return []
+    level = float(np.mean(values))
+    return [plots.Series("real images", [0, end], [level, level], reference=True)]
 
 
 def _history(
@@ -308,11 +322,11 @@ def _sheets(experiment: Experiment, workdir: pathlib.Path) -> Iterator[Drawing]:
         for path in chosen:
             with np.load(path, allow_pickle=False) as arrays:
                 rows.append(arrays["images"])
-            titles.append(f"after {int(path.stem):,} updates of the generator")
+            titles.append(f"{int(path.stem):,}")
         yield plots.image_grid(
             f"generated_{name}",
             f"{NAMES[arm.method]}: what the generator of the first seed makes of the "
-            "same latents, one a column, as it learns.",
+            "same latents, one a column, after as many updates as stand above the row.",
             rows,
             titles,
         )
