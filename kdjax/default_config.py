@@ -216,18 +216,18 @@ def data_free() -> config_dict.ConfigDict:
         methods=("dafl", "dfad", "zskt"),  # Each with its control on normal noise.
         batch_size=512,  # Generated images in an update, over all devices.
         latent_dim=100,  # Of the generator's noise.
-        generator=dict(name="mlp"),  # Or 'conv'; and its own arguments.
+        generator=dict(name="conv"),  # Or 'mlp'; and its own arguments.
         dafl=_generating(
-            num_epochs=200,
-            steps_per_epoch=120,
+            num_epochs=60,
+            steps_per_epoch=400,
             norm_epsilon=0.8,
             features="pooled",  # Of the teacher: what its last layer sees.
             weights=dict(one_hot=1.0, activation=0.1, information_entropy=5.0),
         ),
-        dfad=_generating(num_epochs=40, steps_per_epoch=50, student_steps=5),
+        dfad=_generating(num_epochs=20, steps_per_epoch=100, student_steps=5),
         zskt=_generating(
-            num_epochs=40,
-            steps_per_epoch=50,
+            num_epochs=20,
+            steps_per_epoch=100,
             student_steps=10,
             features="",  # Of both sides, for attention maps; none: logits alone.
             weights=dict(attention=250.0),
