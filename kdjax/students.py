@@ -28,7 +28,7 @@ class Students:
       each: their states, stacked along a first axis.
       curve: the accuracy on held-out examples at each look so far, from 0 to 1,
         `[looks, students]`; -1 where there was none yet. None without looks.
-      best: the variables of each at the look where that was highest, the first of
+      best: the variables of each at the look where that was highest, the later of
         equals; None where they aren't kept.
     """
 
@@ -107,11 +107,11 @@ def _make_look(
         predictions = jnp.argmax(predict(variables, held_out["image"]), axis=-1)
         right = predictions == held_out["label"][:, None]
         accuracy = jnp.mean(right.astype(jnp.float32), axis=0)
-        better = accuracy > jnp.max(state.curve, axis=0)
+        good = accuracy >= jnp.max(state.curve, axis=0)
         index = state.step // look_every - 1
 
         def keep(old: jax.Array, new: jax.Array) -> jax.Array:
-            chosen = better.reshape(-1, *[1] * (new.ndim - 1))
+            chosen = good.reshape(-1, *[1] * (new.ndim - 1))
             return jnp.where(chosen, new, old)
 
         best = state.best

@@ -34,9 +34,8 @@ def _toy_step(state, constants, batch, hparams):
     del constants, batch
     made = state.step + 1
     loss = hparams["rate"](state.step)
-    return state.replace(step=made, model_state={"count": {"made": made}}), {
-        "loss": loss
-    }
+    new = state.replace(step=made, model_state={"count": {"made": made}})
+    return new, {"loss": loss}
 
 
 @pytest.mark.parametrize(
@@ -45,12 +44,12 @@ def _toy_step(state, constants, batch, hparams):
         (
             1,
             [[0.25, 0], [1, 0.25], [0.5, 0.25], [0.25, 0.5], [0, 1], [0.75, 1]],
-            [2, 5],
+            [2, 6],
         ),
         (3, [[0.5, 0.25], [0.75, 1]], [6, 6]),
     ],
 )
-def test_each_student_keeps_the_first_of_its_best_looks(look_every, curve, best):
+def test_each_student_keeps_the_last_of_its_best_looks(look_every, curve, best):
     toys = [_toy(right) for right in RIGHT.values()]
     state = students.init(toys, num_looks=6 // look_every, keep_best=True)
     held_out = {"image": jnp.zeros((4, 1)), "label": jnp.ones(4, jnp.int32)}

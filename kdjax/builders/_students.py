@@ -17,7 +17,7 @@ from kdjax.checkpoints import BEST_METRIC
 from kdjax.data import augment, loaders, sources
 from kdjax.networks import Network
 from kdjax.training import Training, predict_split
-from kdjax.types import UserError, Variables
+from kdjax.types import HParams, UserError, Variables
 
 Predict = Callable[[Variables, sources.Source], tuple[np.ndarray, np.ndarray]]
 
@@ -135,7 +135,8 @@ def make_grid(
       name: tells apart the grids of a stage.
       key: of the compiled program; grids of the same key differ in numbers alone.
     """
-    loader = _loader(parts, lesson, [student.seed for student in chosen])
+    seeds = [student.seed for student in chosen]
+    loader = _loader(parts, lesson, seeds)
     num_steps = lesson.train.num_epochs * loader.steps_per_epoch
     if lesson.look_every > num_steps:
         raise UserError(
@@ -145,22 +146,15 @@ def make_grid(
     role = _role(parts, network, lesson, num_steps)
     rates = optimizer_hparams(lesson.train, loader.steps_per_epoch)
     each = [
-        {
-            **rates,
-            **role.built.hparams,
-            "alpha": schedules.Constant(student.alpha),
-            "temperature": schedules.Constant(student.temperature),
-        }
-        for student in chosen
+        {**rates, **role.built.hparams, **_own_hparams(student)} for student in chosen
     ]
+    num_looks = num_steps // lesson.look_every if lesson.look_every else 0
 
     def init() -> students.Students:
-        states = [
-            role.init_state(student.seed, hparams)
-            for student, hparams in zip(chosen, each, strict=True)
-        ]
-        num_looks = num_steps // lesson.look_every if lesson.look_every else 0
-        return students.init(states, num_looks=num_looks, keep_best=lesson.keep_best)
+        states = map(role.init_state, seeds, each)
+        return students.init(
+            list(states), num_looks=num_looks, keep_best=lesson.keep_best
+        )
 
     title = f"{stage} {name}".strip()
     predict = _predictor(parts, network)
@@ -181,6 +175,14 @@ def make_grid(
         loader=loader,
     )
     return Grid(name, tuple(chosen), _saved_as_often(parts, training), predict)
+
+
+def _own_hparams(student: Student) -> HParams:
+    """In what a student's schedules differ from its fellows'."""
+    return {
+        "alpha": schedules.Constant(student.alpha),
+        "temperature": schedules.Constant(student.temperature),
+    }
 
 
 def _loader(

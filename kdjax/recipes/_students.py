@@ -11,6 +11,7 @@ from kdjax import parallel
 from kdjax.builders.study_why import Grid
 from kdjax.data import sources
 from kdjax.recipes import stages
+from kdjax.report import study
 from kdjax.students import Students
 from kdjax.workdir import read_json, write_arrays
 
@@ -60,6 +61,19 @@ def _keep(
     if parallel.is_main_process():
         write_arrays(directory / PREDICTIONS, arrays)
     return {"accuracy": accuracy}
+
+
+def teacher_arm(workdir: pathlib.Path, seed: int, labels: np.ndarray) -> study.Arm:
+    """The teacher's row of a report, from what its stage left.
+
+    Args:
+      workdir: of the run.
+      seed: of the teacher.
+      labels: of the test split.
+    """
+    with np.load(workdir / "teacher" / PREDICTIONS, allow_pickle=False) as arrays:
+        right = arrays["logits"].argmax(axis=-1) == labels
+    return study.Arm("teacher", "Teacher", {seed: 100 * float(right.mean())})
 
 
 class Trained:

@@ -1,7 +1,7 @@
 """The report of `study_why`: arms, facts and figures of each experiment done."""
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from kdjax.builders.study_why import KEPT, OMITTED, Experiment
 from kdjax.data import sources
 from kdjax.recipes import _study_why_bias as bias
 from kdjax.recipes import stages as common
-from kdjax.recipes._students import Trained
+from kdjax.recipes._students import Trained, teacher_arm
 from kdjax.recipes._study_why_parts import Part, spread, verdict
 from kdjax.report import Report, plots, study
 from kdjax.report.drawing import Drawing
@@ -21,46 +21,21 @@ SOURCE = (
 )
 # What the acceptance bands, which are for MNIST, ask for.
 LEAST_RECOVERED = 40.0  # Of the gap, in %.
-BEST_TEMPERATURES = (2.0, 2.5, 4.0, 8.0)  # Of 30 units.
-WIDEST_SPREAD = 25.0  # Errors, over temperatures of 8 and above.
-WIDE = 300  # Units.
+NARROW, WIDE = 30, 300  # Units a layer.
+BEST_TEMPERATURES = (2.0, 2.5, 4.0, 8.0)  # Of the narrow.
+HOT, MOST_APART = 8.0, 25.0  # From such a temperature on, errors of the wide.
 
 
 def make(
     experiment: Experiment, workdir: pathlib.Path, command: str
 ) -> tuple[Report, list[Drawing]]:
     """The report of what is done, and its figures."""
-    of = experiment.offline
-    labels = sources.labels(of.splits.test)
+    labels = sources.labels(experiment.offline.splits.test)
     is_mnist = experiment.config["dataset"]["name"] == "mnist"
-    with np.load(workdir / "teacher" / "predictions.npz") as arrays:
-        accuracy = 100 * float(np.mean(arrays["logits"].argmax(axis=-1) == labels))
-    teacher = study.Arm(
-        "teacher", "Teacher", {int(experiment.config["seed"]): accuracy}
-    )
-    parts = [Part([teacher])]
-    full = Trained.at(workdir / "speed")
-    if (trained := Trained.at(workdir / "few_labels")) is not None:
-        parts.append(_few_labels(experiment, trained, full, is_mnist))
-    if full is not None:
-        parts.append(_speed(experiment, full))
-    for stage, make_part in (("omit_3", bias.omitted), ("only_7_and_8", bias.kept)):
-        if (trained := Trained.at(workdir / stage)) is not None:
-            judged = bias.judge(
-                trained.logits("soft", "train"),
-                trained.logits("soft", "test"),
-                OMITTED if stage == "omit_3" else KEPT,
-                sources.labels(of.splits.train),
-                labels,
-            )
-            parts.append(make_part(judged, is_mnist))
-    widths = {
-        width: Trained.at(workdir / "width_temperature" / f"width{width}")
-        for width in experiment.widths
-    }
-    done = {width: trained for width, trained in widths.items() if trained is not None}
-    if done:
-        parts.append(_width_temperature(experiment, done, len(labels), is_mnist))
+    parts = [
+        Part([teacher_arm(workdir, experiment.config["seed"], labels)]),
+        *_done(experiment, workdir, labels, is_mnist),
+    ]
     about = common.about(
         workdir,
         command,
@@ -74,6 +49,34 @@ def make(
         facts=[fact for part in parts for fact in part.facts],
     )
     return report, [drawing for part in parts for drawing in part.drawings]
+
+
+def _done(
+    experiment: Experiment, workdir: pathlib.Path, labels: np.ndarray, is_mnist: bool
+) -> Iterator[Part]:
+    """The experiments that are done, in their order."""
+    full = Trained.at(workdir / "speed")
+    if (trained := Trained.at(workdir / "few_labels")) is not None:
+        yield _few_labels(experiment, trained, full, is_mnist)
+    if full is not None:
+        yield _speed(experiment, full)
+    for stage, make_part in (("omit_3", bias.omitted), ("only_7_and_8", bias.kept)):
+        if (trained := Trained.at(workdir / stage)) is not None:
+            judged = bias.judge(
+                trained.logits("soft", "train"),
+                trained.logits("soft", "test"),
+                OMITTED if stage == "omit_3" else KEPT,
+                sources.labels(experiment.offline.splits.train),
+                labels,
+            )
+            yield make_part(judged, is_mnist)
+    widths = {
+        width: Trained.at(workdir / "width_temperature" / f"width{width}")
+        for width in experiment.widths
+    }
+    done = {width: trained for width, trained in widths.items() if trained is not None}
+    if done:
+        yield _width_temperature(experiment, done, len(labels), is_mnist)
 
 
 def _few_labels(
@@ -101,26 +104,40 @@ def _few_labels(
             for arm, values in soft.items()
         ),
     ]
-    wins = sum(soft[chosen][seed] > hard[seed] for seed in hard)
+    wins, over_last = (
+        sum(soft[chosen][seed] > other[seed] for seed in other)
+        for other in (hard, last)
+    )
     facts = [
         f"{amount} of {whole} examples, from {min(each)} to {max(each)} of each class; "
         f"{chosen} is best by held-out examples and beats hard labels on {wins} of "
-        f"{len(hard)} seeds{verdict(is_mnist, wins == len(hard), 'all')}."
+        f"{len(hard)} seeds{verdict(is_mnist, wins == len(hard), 'all')} (hard labels "
+        f"to the last epoch: on {over_last})."
     ]
-    reference = []
+    reference = {}
     if full is not None:
-        everything = full.accuracy("hard")
-        gap = _mean(everything) - _mean(hard)
-        recovered = 100 * (_mean(soft[chosen]) - _mean(hard)) / gap if gap else np.nan
-        least = f"at least {LEAST_RECOVERED:g} %"
-        facts.append(
-            f"Soft labels recover {recovered:.0f} % of what hard labels lose when "
-            f"{amount} are left of {whole} (published, speech: 87 %)"
-            f"{verdict(is_mnist, recovered >= LEAST_RECOVERED, least)}."
-        )
-        reference = [("hard, all labels", everything)]
-    drawing = _few_labels_figure(soft, hard, reference)
-    return Part(arms, facts, [drawing])
+        everything = reference["hard, all labels"] = full.accuracy("hard")
+        facts.append(_recovered(hard, soft[chosen], everything, is_mnist))
+    return Part(arms, facts, [_few_labels_figure(soft, hard, reference)])
+
+
+def _recovered(
+    hard: Mapping[int, float],
+    soft: Mapping[int, float],
+    everything: Mapping[int, float],
+    is_mnist: bool,
+) -> str:
+    """Of what hard labels lose when few are left, the share that soft ones recover."""
+    lost, gained = _mean(everything) - _mean(hard), _mean(soft) - _mean(hard)
+    if lost <= 0:
+        return "Hard labels lose nothing when few are left."
+    share = 100 * gained / lost
+    least = f"at least {LEAST_RECOVERED:g} %"
+    return (
+        f"Soft labels recover {share:.0f} % of the {lost:.2f} points that hard labels "
+        "lose when so few are left (published, speech: 87 %)"
+        f"{verdict(is_mnist, share >= LEAST_RECOVERED, least)}."
+    )
 
 
 def _best_by_held_out(trained: Trained, arms: list[str]) -> str:
@@ -133,7 +150,7 @@ def _best_by_held_out(trained: Trained, arms: list[str]) -> str:
 def _few_labels_figure(
     soft: Mapping[str, Mapping[int, float]],
     hard: Mapping[int, float],
-    reference: Sequence[tuple[str, Mapping[int, float]]],
+    reference: Mapping[str, Mapping[int, float]],
 ) -> Drawing:
     temperatures = [float(arm.split("= ")[1]) for arm in soft]
     runs = [[values[seed] for values in soft.values()] for seed in hard]
@@ -143,7 +160,7 @@ def _few_labels_figure(
             plots.Series(
                 label, temperatures, [[x] * len(temperatures) for x in values.values()]
             )
-            for label, values in (("hard, stopped early", hard), *reference)
+            for label, values in {"hard, stopped early": hard, **reference}.items()
         ),
     ]
     return plots.lines(
@@ -165,19 +182,7 @@ def _speed(experiment: Experiment, trained: Trained) -> Part:
         arm: 100 * trained.array("curve")[:, list(trained.rows(arm).values())]
         for arm in trained.arms
     }
-    facts = []
-    for threshold in experiment.thresholds:
-        words = []
-        for arm, curve in curves.items():
-            took = steps_to(curve, threshold, every)
-            found = spread(took, 0) if took else "never"
-            some = 0 < len(took) < curve.shape[1]
-            on = f" (on {len(took)} of {curve.shape[1]} seeds)" if some else ""
-            words.append(f"{arm} {found}{on}")
-        facts.append(
-            f"Steps to {threshold:g} % of the validation split, looked at every {every}"
-            f": {', '.join(words)}."
-        )
+    facts = [_reached(curves, threshold, every) for threshold in experiment.thresholds]
     series = [
         plots.Series(arm, [every * (1 + i) for i in range(len(curve))], curve.T)
         for arm, curve in curves.items()
@@ -204,6 +209,20 @@ def _speed(experiment: Experiment, trained: Trained) -> Part:
     return Part(arms, facts, [drawing])
 
 
+def _reached(curves: Mapping[str, np.ndarray], threshold: float, every: int) -> str:
+    words = []
+    for arm, curve in curves.items():
+        took = steps_to(curve, threshold, every)
+        found = spread(took, 0) if took else "never"
+        some = 0 < len(took) < curve.shape[1]
+        on = f" (on {len(took)} of {curve.shape[1]} seeds)" if some else ""
+        words.append(f"{arm} {found}{on}")
+    return (
+        f"Steps to {threshold:g} % of the validation split, looked at every {every}: "
+        f"{', '.join(words)}."
+    )
+
+
 def steps_to(curve: np.ndarray, threshold: float, every: int) -> list[int]:
     """The step of the first look at which each student has reached an accuracy.
 
@@ -215,13 +234,27 @@ def steps_to(curve: np.ndarray, threshold: float, every: int) -> list[int]:
     Returns:
       One for each student that ever reaches it.
     """
-    reached = curve >= threshold
-    first = reached.argmax(axis=0)
-    return [
-        every * (1 + int(i))
-        for i, ever in zip(first, reached.any(axis=0), strict=True)
-        if ever
-    ]
+    reached = np.asarray(curve >= threshold)
+    first = every * (1 + reached.argmax(axis=0))
+    return first[reached.any(axis=0)].tolist()
+
+
+def _best_temperature(
+    width: int, by_temperature: Mapping[float, float], is_mnist: bool
+) -> str:
+    """Where a width has the fewest errors, and how far apart high temperatures are."""
+    best = min(by_temperature, key=by_temperature.__getitem__)
+    text = f"{width} units: fewest errors ({by_temperature[best]:.1f}) at T = {best:g}"
+    if width == NARROW:
+        allowed = ", ".join(f"{t:g}" for t in BEST_TEMPERATURES)
+        met = verdict(is_mnist, best in BEST_TEMPERATURES, allowed)
+        text += f" (published: 2.5 to 4){met}"
+    hot = [errors for t, errors in by_temperature.items() if t >= HOT]
+    if width >= WIDE and hot:
+        apart = max(hot) - min(hot)
+        met = verdict(is_mnist, apart <= MOST_APART, f"at most {MOST_APART:g}")
+        text += f"; from T = {HOT:g} on, {apart:.1f} errors apart{met}"
+    return text + "."
 
 
 def _width_temperature(
@@ -237,21 +270,10 @@ def _width_temperature(
         for one in trained.values()
     ]
     errors = (1 - np.asarray(accuracy) / 100) * num_examples
-    facts = []
-    for width, row in zip(trained, errors.tolist(), strict=True):
-        best = temperatures[row.index(min(row))]
-        hot = [x for t, x in zip(temperatures, row, strict=True) if t >= 8]
-        text = f"{width} units: fewest errors ({min(row):.1f}) at T = {best:g}"
-        if width == 30:
-            allowed = ", ".join(f"{t:g}" for t in BEST_TEMPERATURES)
-            met = best in BEST_TEMPERATURES
-            text += f" (published: 2.5 to 4){verdict(is_mnist, met, allowed)}"
-        if width >= WIDE and hot:
-            apart = max(hot) - min(hot)
-            most = f"at most {WIDEST_SPREAD:g}"
-            text += f"; from T = 8 on, {apart:.1f} errors apart"
-            text += verdict(is_mnist, apart <= WIDEST_SPREAD, most)
-        facts.append(text + ".")
+    facts = [
+        _best_temperature(width, dict(zip(temperatures, row, strict=True)), is_mnist)
+        for width, row in zip(trained, errors.tolist(), strict=True)
+    ]
     drawing = plots.heatmap(
         "width_temperature",
         "Test errors, mean over seeds, of students with two hidden layers of so many "

@@ -27,7 +27,7 @@ from kdjax.checkpoints import BEST_METRIC
 from kdjax.data import sources
 from kdjax.recipes import _students, offline
 from kdjax.recipes import stages as common
-from kdjax.recipes._students import Trained
+from kdjax.recipes._students import Trained, teacher_arm
 from kdjax.report import plots, statistics, study
 from kdjax.report.drawing import Drawing
 from kdjax.types import Variables
@@ -125,10 +125,7 @@ def _report(experiment: Experiment, workdir: pathlib.Path, command: str) -> None
     }
     done = {key: trained for key, trained in found.items() if trained is not None}
     labels = sources.labels(experiment.offline.splits.test)
-    with np.load(workdir / "teacher" / "predictions.npz") as arrays:
-        right = arrays["logits"].argmax(axis=-1) == labels
-    seed = int(experiment.config["seed"])
-    teacher = study.Arm("teacher", "Teacher", {seed: 100 * float(right.mean())})
+    teacher = teacher_arm(workdir, experiment.config["seed"], labels)
     is_fashion = experiment.config["dataset"]["name"] == "fashion_mnist"
     about = common.about(
         workdir,
