@@ -236,8 +236,8 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     config.recipe = "methods"
     config.seeds = (0, 1, 2)
     config.dataset.update(name="cifar10", path="data/cifar10.npz", validation=5000)
-    # One dispatch an epoch, so that a method is one program.
-    config.update(steps_per_dispatch=1000, log_every_steps=1000)
+    # Stops at the ends of epochs alone, so that a method is one program.
+    config.update(steps_per_dispatch=1000, log_every_steps=10**9)
     config.teacher.checkpoint = "data/resnet56_cifar10.safetensors"
     config.teacher.normalize = "unit"
     config.teacher.model.name = "resnet56"
@@ -272,6 +272,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
 
 
 def _shorten(config: config_dict.ConfigDict) -> None:
+    config.eval_every_epochs = 5
     config.student.train.num_epochs = 10
     config.student.train.learning_rate.update(
         schedule="cosine", base=0.1, warmup_epochs=0.5

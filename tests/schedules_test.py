@@ -12,6 +12,7 @@ SCHEDULES = {
         base=0.1, decay_factor=0.2, decay_steps=(30.0, 60.0), warmup_steps=5.0
     ),
     "cosine": schedules.Cosine(base=0.1, final=0.01, num_steps=100.0, warmup_steps=5.0),
+    "between": schedules.Between(0.5, first_step=4.0, end_step=60.0, warmup_steps=5.0),
 }
 STEPS = jnp.array([0, 1, 4, 5, 29, 30, 31, 52, 60, 99, 100, 101, 1000])
 
@@ -113,3 +114,11 @@ def test_a_mapped_schedule_is_one_schedule_per_row(schedule):
     stacked = jax.tree.map(lambda *leaves: jnp.array(leaves), *rows)
     mapped = jax.vmap(lambda schedule: jax.vmap(schedule)(STEPS))(stacked)
     np.testing.assert_allclose(mapped, [_values(row) for row in rows], rtol=1e-5)
+
+
+def test_between_is_zero_outside_and_warms_up_from_its_first_step():
+    schedule = schedules.Between(6.0, first_step=10, end_step=20, warmup_steps=4)
+    values = [float(schedule(step)) for step in range(25)]
+    assert values == [0.0] * 10 + [1.5, 3.0, 4.5] + [6.0] * 7 + [0.0] * 5
+    endless = schedules.Between(6.0)
+    assert [float(endless(step)) for step in (0, 10**6)] == [6.0, 6.0]

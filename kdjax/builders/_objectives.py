@@ -75,16 +75,16 @@ def distill_objective(
     for name, config in distill.terms.items():
         settings = dict(config)
         method = _method(name, settings)
-        weight = _weight(name, settings, train.num_epochs, num_steps)
-        terms[name], more, term_taps = _term(name, method, settings, sides)
-        adapters |= more
-        taps += term_taps
+        hparams |= _weights(name, method, settings, train.num_epochs, num_steps)
+        more_terms, more_adapters, more_taps = _terms(name, method, settings, sides)
+        terms |= more_terms
+        adapters |= more_adapters
+        taps += more_taps
         hparams |= {
             f"{name}.{key}": schedules.Constant(value)
             for key, value in settings.items()
             if method.options()[key]
         }
-        hparams[f"{name}.weight"] = weight
         hparams[f"{name}.epoch"] = schedules.Linear(0.0, train.num_epochs, num_steps)
     return Built(
         weighted_sum(terms), hparams, adapters, tuple(dict.fromkeys(taps)), staged
@@ -113,14 +113,20 @@ def base_hparams(
     return hparams
 
 
-def _weight(
-    name: str, settings: dict[str, Any], num_epochs: int, num_steps: int
-) -> schedules.Between | schedules.Constant:
-    """A term's weight, step by step; its timing leaves the settings."""
+def _weights(
+    name: str,
+    method: Method,
+    settings: dict[str, Any],
+    num_epochs: int,
+    num_steps: int,
+) -> dict[str, Any]:
+    """Of a term and of what is beside it; weight and timing leave the settings."""
     timing = {key: settings.pop(key) for key in TIMING if key in settings}
-    weight = settings.pop("weight")
+    weights = {f"{name}.weight": settings.pop("weight")}
+    if method.beside is not None:
+        weights[f"{name}.beside"] = 1.0
     if not timing:
-        return schedules.Constant(weight)
+        return {key: schedules.Constant(value) for key, value in weights.items()}
     first, end = timing.get("from_epoch", 0.0), timing.get("until_epoch", math.inf)
     warmup = timing.get("warmup_epochs", 0.0)
     if not (0 <= first < end and warmup >= 0):
@@ -129,8 +135,8 @@ def _weight(
             f"no negative warmup_epochs, got {timing}."
         )
     per_epoch = num_steps / num_epochs
-    steps = (x if x == math.inf else round(x * per_epoch) for x in (first, end, warmup))
-    return schedules.Between(weight, *steps)
+    steps = [x if x == math.inf else round(x * per_epoch) for x in (first, end, warmup)]
+    return {key: schedules.Between(value, *steps) for key, value in weights.items()}
 
 
 def _hard(
@@ -174,10 +180,10 @@ def _method(name: str, settings: dict[str, Any]) -> Method:
     return method
 
 
-def _term(
+def _terms(
     name: str, method: Method, settings: dict[str, Any], sides: Sides
-) -> tuple[Term, dict[str, features.Adapter], tuple[str, ...]]:
-    """A term, its adapters, and the teacher's features that it reads.
+) -> tuple[dict[str, Term], dict[str, features.Adapter], tuple[str, ...]]:
+    """A term and what is beside it, its adapters, and what it reads of the teacher.
 
     What concerns only the adapters leaves the settings.
     """
@@ -189,15 +195,18 @@ def _term(
     numbers = [key for key in settings if options[key]]
     static = {key: value for key, value in settings.items() if not options[key]}
 
-    def fn(
-        student: Outputs, teacher: Outputs, batch: Batch, values: Values
-    ) -> jax.Array:
-        seen = Seen(name, *taps, student, teacher, batch, values)
-        read: dict[str, Any] = {x: values[f"{name}.{x}"] for x in numbers}
+    def fn(*outputs_batch_and_values: Any) -> jax.Array:
+        seen = Seen(name, *taps, *outputs_batch_and_values)
+        read: dict[str, Any] = {x: seen.values[f"{name}.{x}"] for x in numbers}
         return method(seen, **static, **read)
 
-    term = Term(fn, lambda values: values[f"{name}.weight"])
-    return term, _adapters(name, taps, made), taps[1]
+    terms = {name: Term(fn, lambda values: values[f"{name}.weight"])}
+    if (beside := method.beside) is not None:
+        terms[f"{name}_beside"] = Term(
+            lambda *seen: beside(Seen(name, *taps, *seen)),
+            lambda values: values[f"{name}.beside"],
+        )
+    return terms, _adapters(name, taps, made), taps[1]
 
 
 def _taps(

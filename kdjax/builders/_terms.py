@@ -96,7 +96,7 @@ class Method(NamedTuple):
       modules: the adapters by key, each with what it is given; the keywords of this
         function can be set by the config.
       keywords: those of the loss that are read in the step, and not from the config.
-      beside: a further loss `[B]`, from which the adapters learn.
+      beside: a further loss `[B]`, from which the adapters learn; its weight is 1.
       tokens: whether the loss has a value for each token, of which the mean counts.
     """
 
@@ -125,7 +125,7 @@ class Method(NamedTuple):
                 *arguments, where=self._where(seen), **read, **hyperparameters
             )
             total += jnp.mean(values, axis=1) if self.tokens else values
-        return total if self.beside is None else total + self.beside(seen)
+        return total
 
     def _where(self, seen: Seen) -> jax.Array:
         where = seen.batch["mask"]

@@ -149,13 +149,15 @@ def _with_objective(parts: Parts, distill: Mapping[str, Any]) -> Parts:
     Teachers whose features are read run online: the one cache holds logits.
     """
     config = parts.config.copy_and_resolve_references()
-    config.unlock()
+    config.lock()  # What is no key of `distill` is a mistake.
+    config.distill.terms.unlock()
     share = config.student.train.num_epochs / config.methods.of_epochs
     try:
         config.distill.update(_scaled(distill, share))
-    except (TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        text = " ".join(str(error).split())
         raise UserError(
-            f"Expected a distill section, got {distill}: {error}."
+            f"Expected methods.table to change config.distill, got {distill}: {text}"
         ) from error
     made = dataclasses.replace(parts, config=config, programs={})
     if made.reads_features:
@@ -204,7 +206,7 @@ def _reused_logits(parts: Parts, name: str) -> LogitsFn:
         own, extra = features.split(variables["student"])
         student, _ = parts.student.apply(own, images, train=False)
         inputs = adapter.inputs(student, student, {}, {})
-        made = adapter.module.apply(
+        made: Any = adapter.module.apply(
             {collection: tree[key] for collection, tree in extra.items()},
             *inputs,
             train=False,

@@ -27,7 +27,7 @@ from kdjax.builders.methods import Experiment, Method, build
 from kdjax.recipes import offline
 from kdjax.recipes import stages as common
 from kdjax.report import gains, study
-from kdjax.types import Variables
+from kdjax.types import UserError, Variables
 from kdjax.workdir import read_json, require
 
 __all__ = ["STAGES", "build", "run"]
@@ -78,32 +78,41 @@ def _methods(experiment: Experiment, workdir: pathlib.Path) -> None:
     teacher_variables = common.load_variables(
         experiment.base.teacher, workdir / "teacher"
     )
-    teacher = {"teacher": fingerprints.fingerprint_tree(teacher_variables)}
-    cache = None
+    manifest = experiment.base.manifest(teacher_variables)
+    failed = []
     for method in _wanted(experiment):
-        if method.cached and cache is None:
-            manifest = experiment.base.manifest(teacher_variables)
-            cache = caches.open(workdir / "cache", manifest)
-        for seed in experiment.base.seeds:
-            common.train(
-                method.training(
-                    seed, teacher_variables, cache if method.cached else None
-                ),
-                _directory(workdir, method, seed),
-                {**method.inputs, **teacher},
-                _keeper(
-                    method.variables,
-                    lambda state, test=method.test: test(state, teacher_variables),
-                ),
-            )
+        try:
+            cached = method.cached
+            cache = caches.open(workdir / "cache", manifest) if cached else None
+            _train(experiment, method, teacher_variables, cache, workdir)
+        except UserError as error:  # The others may do better: this one diverged.
+            failed.append(f"{method.name}: {error}")
+    if failed:
+        raise UserError(
+            f"Expected all methods to train, but {len(failed)} did not; the others "
+            f"are done. {' '.join(failed)}"
+        )
+
+
+def _train(
+    experiment: Experiment,
+    method: Method,
+    teacher_variables: Variables,
+    cache: caches.Cache | None,
+    workdir: pathlib.Path,
+) -> None:
+    teacher = {"teacher": fingerprints.fingerprint_tree(teacher_variables)}
+    for seed in experiment.base.seeds:
+        common.train(
+            method.training(seed, teacher_variables, cache),
+            workdir / "methods" / method.name / f"seed{seed}",
+            {**method.inputs, **teacher},
+            _keeper(method.variables, lambda x: method.test(x, teacher_variables)),
+        )
 
 
 def _wanted(experiment: Experiment) -> list[Method]:
     return [m for m in experiment.methods if m.name in experiment.wanted]
-
-
-def _directory(workdir: pathlib.Path, method: Method, seed: int) -> pathlib.Path:
-    return workdir / "methods" / method.name / f"seed{seed}"
 
 
 def _keeper(
@@ -121,25 +130,26 @@ def _keeper(
 
 
 def _report(experiment: Experiment, workdir: pathlib.Path, command: str) -> None:
+    """The baseline, and of the methods those that are done, the best first."""
     base, published = experiment.base, experiment.base.published
     if not published["source"]:
         published = {"source": "", "baseline": None, "accept": {}}
+    for seed in base.seeds:
+        require(workdir / BASELINE / f"seed{seed}")
     baseline = study.Arm(
         BASELINE,
         "No teacher",
         _accuracies(_results(base.seeds, workdir / BASELINE)),
         published=published["baseline"],
-        accept=_band(published, "baseline"),
+        accept=_band(published, BASELINE),
     )
-    arms, step_ms = [], {}
-    for method in experiment.methods:
-        results = _results(base.seeds, workdir / "methods" / method.name, needed=False)
-        if results:
-            arms.append(_arm(method, results, published))
-            # The fastest seed: the first one compiles as well.
-            seconds = min(x["seconds"] / x["steps"] for x in results.values())
-            step_ms[method.title] = 1e3 * seconds
-    arms = [baseline, *sorted(arms, key=lambda arm: -np.mean([*arm.values.values()]))]
+    found = [
+        (method, results)
+        for method in experiment.methods
+        if (results := _results(base.seeds, workdir / "methods" / method.name))
+    ]
+    arms = [_arm(method, results, published) for method, results in found]
+    arms.sort(key=lambda arm: -np.mean([*arm.values.values()]))
     about = common.about(
         workdir,
         command,
@@ -147,24 +157,24 @@ def _report(experiment: Experiment, workdir: pathlib.Path, command: str) -> None
         config=base.config,
         source=published["source"],
     )
-    made = study.build(about, arms, facts=_facts(arms, base.teacher_note))
-    common.write_study(
-        made, workdir, [gains.by_arm(made), gains.by_cost(made, step_ms)]
-    )
+    facts = _facts(baseline, arms, base.teacher_note)
+    made = study.build(about, [baseline, *arms], facts=facts)
+    step_ms = {method.name: _step_ms(results) for method, results in found}
+    drawings = [gains.by_arm(made), gains.by_cost(made, step_ms)] if arms else []
+    common.write_study(made, workdir, drawings)
 
 
 def _results(
-    seeds: Sequence[int], directory: pathlib.Path, *, needed: bool = True
+    seeds: Sequence[int], directory: pathlib.Path
 ) -> dict[int, Mapping[str, Any]]:
-    """What trainings left, by seed; of those that are done, unless all are needed."""
-    found = {}
-    for seed in seeds:
-        if needed:
-            require(directory / f"seed{seed}")
-        result = read_json(directory / f"seed{seed}" / "result.json")
-        if result is not None:
-            found[seed] = result
-    return found
+    """What the trainings that are done left, by seed."""
+    results = {x: read_json(directory / f"seed{x}" / "result.json") for x in seeds}
+    return {seed: result for seed, result in results.items() if result is not None}
+
+
+def _step_ms(results: Mapping[int, Mapping[str, Any]]) -> float:
+    """Of the fastest seed: the first one compiles as well."""
+    return min(1e3 * x["seconds"] / x["steps"] for x in results.values())
 
 
 def _accuracies(results: Mapping[int, Mapping[str, Any]]) -> dict[int, float]:
@@ -197,15 +207,15 @@ def _arm(
     )
 
 
-def _facts(arms: Sequence[study.Arm], teacher_note: str) -> list[str]:
-    baseline, *methods = arms
-    better = sum(
-        np.mean([value - baseline.values[seed] for seed, value in arm.values.items()])
-        > 0
-        for arm in methods
-    )
+def _facts(
+    baseline: study.Arm, arms: Sequence[study.Arm], teacher_note: str
+) -> list[str]:
+    def mean_gain(arm: study.Arm) -> float:
+        return float(np.mean([x - baseline.values[k] for k, x in arm.values.items()]))
+
+    better = sum(mean_gain(arm) > 0 for arm in arms)
     return [
-        f"{better} of {len(methods)} methods are better than no teacher in the mean.",
+        f"{better} of {len(arms)} methods are better than no teacher in the mean.",
         f"For methods that read logits alone: {teacher_note} For all others it runs "
         "in every step.",
     ]

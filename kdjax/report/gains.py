@@ -9,13 +9,26 @@ from kdjax.report.drawing import COLORS, INK, MUTED, Drawing, styled
 
 WIDTH = 6.4  # Inches.
 
+_DOT: dict[str, Any] = {"color": COLORS["student"], "markersize": 4, "alpha": 0.5}
+_BAR: dict[str, Any] = {
+    "color": COLORS["student"],
+    "markersize": 13,
+    "markeredgewidth": 2.4,
+}
+_DIAMOND: dict[str, Any] = {"color": INK, "markersize": 4, "fillstyle": "none"}
+_BESIDE: dict[str, Any] = {
+    "xytext": (4, 3),
+    "textcoords": "offset points",
+    "fontsize": 8,
+}
+
 
 def by_arm(report: Mapping[str, Any], name: str = "gains") -> Drawing:
     """The paired difference of every seed, arms from the largest mean to the least."""
     caption = (
         f"Difference from the {_reference(report)} of the same seed, in "
-        f"{_unit(report)}: every seed (dots), the mean (bar), its 95 % interval (line); published "
-        "differences, of other settings, are diamonds."
+        f"{_unit(report)}: every seed (dots), the mean (bar), its 95 % interval "
+        "(line); published differences, of other settings, are diamonds."
     )
     return Drawing(name, caption, lambda: _by_arm(report))
 
@@ -27,13 +40,13 @@ def by_cost(
 
     Args:
       report: as from `study.build`.
-      step_ms: by the title of an arm, milliseconds a step.
+      step_ms: by the name of an arm, milliseconds a step.
       name: of the file.
     """
     caption = (
         f"Mean difference from the {_reference(report)}, in {_unit(report)}, over the "
         "time of a training step of the fastest seed, evaluations and checkpoints "
-        "included."
+        "included; of a single seed, compilation too."
     )
     return Drawing(name, caption, lambda: _by_cost(report, step_ms))
 
@@ -61,16 +74,17 @@ def _by_arm(report: Mapping[str, Any]) -> Figure:
     axes = figure.subplots()
     axes.axvline(0, color=MUTED, linewidth=1.2)
     for row, arm in enumerate(arms):
-        gain, color = arm["gain"], COLORS["student"]
+        gain = arm["gain"]
         if gain["low"] is not None:
-            axes.plot([gain["low"], gain["high"]], [row] * 2, color=color, linewidth=1)
-        dots = {"color": color, "markersize": 4, "alpha": 0.5}
-        axes.plot(gain["values"], [row] * gain["n"], "o", **dots)
-        bar = {"color": color, "markersize": 13, "markeredgewidth": 2.4}
-        axes.plot([gain["mean"]], [row], "|", **bar)
-        if arm["published_gain"] is not None:
-            diamond = {"color": INK, "markersize": 4, "fillstyle": "none"}
-            axes.plot([arm["published_gain"]], [row], "D", **diamond)
+            interval = [gain["low"], gain["high"]]
+            axes.plot(interval, [row] * 2, color=COLORS["student"], linewidth=1)
+        for style, x, settings in (
+            ("o", gain["values"], _DOT),
+            ("|", [gain["mean"]], _BAR),
+            ("D", [arm["published_gain"]], _DIAMOND),
+        ):
+            if None not in x:
+                axes.plot(x, [row] * len(x), style, **settings)
     axes.set_yticks(range(len(arms)), [arm["title"] for arm in arms])
     axes.set_ylim(len(arms) - 0.5, -0.5)
     axes.set(xlabel=f"Difference ({_unit(report)})")
@@ -80,15 +94,14 @@ def _by_arm(report: Mapping[str, Any]) -> Figure:
 
 @styled
 def _by_cost(report: Mapping[str, Any], step_ms: Mapping[str, float]) -> Figure:
-    arms = [arm for arm in _compared(report) if arm["title"] in step_ms]
+    arms = [arm for arm in _compared(report) if arm["name"] in step_ms]
     figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.axhline(0, color=MUTED, linewidth=1.2)
     for arm in arms:
-        x, y = step_ms[arm["title"]], arm["gain"]["mean"]
+        x, y = step_ms[arm["name"]], arm["gain"]["mean"]
         axes.plot([x], [y], "o", color=COLORS["student"], markersize=5)
-        where = {"xytext": (4, 3), "textcoords": "offset points", "fontsize": 8}
-        axes.annotate(arm["title"], (x, y), **where)
+        axes.annotate(arm["name"], (x, y), **_BESIDE)
     axes.set(xlabel="Time of a step (ms)", ylabel=f"Mean difference ({_unit(report)})")
     axes.margins(x=0.12)
     return figure
