@@ -62,7 +62,7 @@ def is_caught(mutant: Mutant) -> bool:
     """Whether the tests fail on a copy of the package with the change."""
     with tempfile.TemporaryDirectory() as directory:
         copy = pathlib.Path(directory)
-        for name in ("kdjax", "tests"):
+        for name in ("configs", "kdjax", "tests"):
             ignored = shutil.ignore_patterns("__pycache__")
             shutil.copytree(ROOT / name, copy / name, ignore=ignored)
         shutil.copy(ROOT / "pyproject.toml", copy)
