@@ -139,10 +139,7 @@ def byot(given: Given) -> Plan:
             f"which the last one is the deepest, got {last}."
         )
     exits = {f"exit{i}": _exit(described, tap, last) for i, tap in enumerate(taps, 1)}
-    scale = (
-        given.config.self_distillation.byot.feature_weight
-        * given.config.student.train.batch_size
-    )
+    scale = section.feature_weight * given.config.student.train.batch_size
     hparams = _constants(section, "alpha", "temperature")
     hparams["feature_weight"] = schedules.Constant(scale)
     built = Built(_byot_objective(tuple(exits), last), hparams, exits)
