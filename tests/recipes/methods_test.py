@@ -173,6 +173,7 @@ def test_the_first_stage_trains_up_to_the_hint_and_the_second_goes_on_from_it():
     assert all(row["hint.weight"] == 0 for row in rows[half:])
 
 
+@pytest.mark.slow
 def test_terms_of_the_second_stage_do_not_reach_into_the_first():
     """The first stage is that of a training which never comes to its second."""
     alone = TABLE["staged"] | {
@@ -188,6 +189,7 @@ def test_terms_of_the_second_stage_do_not_reach_into_the_first():
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
+@pytest.mark.slow
 def test_one_that_diverges_leaves_the_others_done(workdir, tmp_path):
     wild = {"distill": {"terms": {"hint": HINT | {"weight": 1e30}}}}
     table = {"a_wild": wild, "kd": TABLE["kd"]}
