@@ -3,8 +3,10 @@ r"""Federated distillation on Fashion-MNIST: FedAvg, FedDF, FedGKD, personal mod
 Setting: that of FedCDA (ICLR 2024), table 1: 20 clients, of whom 4 take part in a
 round, Dirichlet partitions of concentration 0.1, 0.3 and 0.5, and the network of
 McMahan et al. 2017 (5x5 convolutions with 32 and 64 features, a hidden layer of 512),
-batches of 64, learning rate 1e-3. There 200 rounds of 20 local epochs; here 40 rounds
-of 3. FedDF's server distils on the images of MNIST, without labels.
+batches of 64, learning rate 1e-3. There 200 rounds of 20 local epochs; here 30 rounds
+of 4. FedDF's server takes 200 steps a round on the images of MNIST, without labels, and
+averages the losses of the clients, as its authors' code does by default: in a trial of
+a small perceptron, averaged logits gained nothing over FedAvg.
 Published test accuracies, 0.1 / 0.3 / 0.5: FedAvg 71.81 / 75.97 / 79.73, FedDF
 80.03 / 84.42 / 86.84.
 Accepted: FedDF 2 points above FedAvg at 0.1; FedGKD no more than 0.5 below FedAvg.
@@ -24,10 +26,12 @@ On a CPU, multilayer perceptrons in place of the convolutions:
   --config=configs/federated.py:mlp
 
 Variant fedmd: 10 clients of 4 architectures share logits on MNIST, whose labels all
-know, and each has 10 examples of each of 6 classes of Fashion-MNIST; after Li and Wang,
-2019, https://arxiv.org/abs/1910.03581. Published (FEMNIST and CIFAR-100): about 20
-points above no collaboration. Accepted: 8 points above each client alone, and no more
-than training on all private examples together.
+know; each has 10 examples of each of 3 of 6 classes of Fashion-MNIST, and is tested on
+all 6; after Li and Wang, 2019, https://arxiv.org/abs/1910.03581. A round's 5,000
+public images are digested 8 times, in the paper once: in a trial of small perceptrons,
+once gained 2 points in 10 rounds, 8 times 10 points. Published (FEMNIST and CIFAR-100):
+about 20 points above no collaboration. Accepted: 8 points above each client alone, and
+no more than training on all private examples together.
   python -m kdjax.main --config=configs/federated.py:fedmd \
     --config.dataset.path=data/fashion_mnist.npz \
     --config.federated.public.path=data/mnist.npz
@@ -56,7 +60,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     config.dataset.validation = 0
     config.teacher.model.update(name="cnn")
     config.student.model.update(name="mlp", hidden=(128,))
-    config.teacher.train.num_epochs = 3  # Local, in each round.
+    config.teacher.train.num_epochs = 4  # Local, in each round.
     config.student.train.num_epochs = 10
     for model in (config.teacher, config.student):
         model.normalize = "unit"

@@ -109,7 +109,8 @@ def mutual() -> config_dict.ConfigDict:
     return config_dict.create(
         sizes=(2, 3, 4),  # Cohorts of so many students of `student.model`.
         partners=config_dict.ConfigDict(),  # Models, by any name, that join one of
-        # these in a further, mixed cohort: dict(name="lenet5", dtype="float32").
+        # these in a further, mixed cohort: dict(name="lenet5", dtype="float32"); in
+        # the order of their names, as sections have it.
         updates="simultaneous",  # Or 'alternating': each sees those before it updated.
         weight=1.0,  # Of the mean divergence from the peers; the labels' is 1.
         temperature=1.0,
@@ -122,14 +123,16 @@ def ensemble() -> config_dict.ConfigDict:
         counts=(1, 2, 5),  # Of teachers; as many as the largest are trained.
         ways=("logits", "probs", "losses"),  # What is averaged; and 'confidence'.
         weights=(),  # One for each teacher, positive; none: equal.
-        models=config_dict.ConfigDict(),  # Of each teacher; none: all `teacher.model`.
+        models=config_dict.ConfigDict(),  # Of each teacher, by any name, in the order
+        # of the names; none: all `teacher.model`.
     )
 
 
 def assistants() -> config_dict.ConfigDict:
     """The section of `config.recipe = "assistants"`."""
     return config_dict.create(
-        models=config_dict.ConfigDict(),  # By name, from the largest to the smallest.
+        models=config_dict.ConfigDict(),  # By name.
+        chain=(),  # These names, from the largest to the smallest.
     )
 
 
@@ -269,15 +272,15 @@ def federated() -> config_dict.ConfigDict:
         levels=(0.1, 0.3, 0.5),  # Concentrations; of 'shards', shards of a client.
         participation=0.2,  # Share of the clients in a round.
         dropout=0.0,  # Probability that a participant is lost in the middle of a round.
-        rounds=40,
+        rounds=30,
         public=dict(  # Examples that everybody has, as of another `dataset`.
             name="mnist",
             path=config_dict.placeholder(str),
             data_dir=config_dict.placeholder(str),
         ),
         feddf=dict(  # The server's distillation in a round, without labels.
-            average="logits",  # Or 'losses', 'probs': what of the clients is averaged.
-            num_steps=100,
+            average="losses",  # Or 'logits', 'probs': what of the clients is averaged.
+            num_steps=200,
             batch_size=128,
             learning_rate=1e-3,  # Of Adam, by half a cosine to 0.
             clip_norm=5.0,  # Of the gradient.
@@ -289,11 +292,11 @@ def federated() -> config_dict.ConfigDict:
         fedmd=dict(
             models=config_dict.ConfigDict(),  # By any name, each with `clients`.
             classes=(0, 1, 2, 3, 4, 5),  # Of the private data set.
-            classes_per_client=6,  # Of these.
+            classes_per_client=3,  # Of these.
             examples_per_class=10,  # Of a client.
             public_epochs=2,  # Before the rounds, with labels.
             num_public=5000,  # Public examples of a round.
-            digest=dict(num_epochs=1, batch_size=250),  # Of the consensus.
+            digest=dict(num_epochs=8, batch_size=250),  # Of the consensus.
             revisit=dict(num_epochs=4, batch_size=5),  # Of a client's own examples.
             accept_gain=config_dict.placeholder(float),  # Least, over clients alone.
         ),
