@@ -50,6 +50,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         models = config.assistants.models
         models.large = dict(name="mlp", dtype="float32", hidden=(200, 200))
         models.small = dict(name="mlp", dtype="float32", hidden=(60, 60))
+    config.assistants.chain = ("large", "small")
     return _smoke(config) if variant == "smoke" else config
 
 

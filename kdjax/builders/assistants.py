@@ -80,9 +80,10 @@ def build(config: ConfigDict) -> Experiment:
     """Reads a whole config, and raises `UserError` on the first thing wrong with it."""
     parts = assemble(config)
     check(config)
-    models = config.assistants.models
+    chain = tuple(config.assistants.chain)
     nets = {TEACHER: parts.teacher}
-    for name, model in models.items():
+    for name in chain:
+        model = config.assistants.models[name]
         section = ConfigDict({"model": model, "normalize": config.student.normalize})
         nets[name] = network(section, parts.splits.train, parts.devices)
     nets[STUDENT] = parts.student
@@ -97,8 +98,8 @@ def build(config: ConfigDict) -> Experiment:
         splits=parts.splits,
         devices=parts.devices,
         networks=nets,
-        assistants=tuple(models),
-        paths=_paths(tuple(models)),
+        assistants=chain,
+        paths=_paths(chain),
         seeds=tuple(config.seeds),
         teacher_training=parts.teacher_training,
         link=link,
@@ -113,11 +114,16 @@ def build(config: ConfigDict) -> Experiment:
 
 def check(config: ConfigDict) -> None:
     """Raises `UserError` on the first thing wrong with the section."""
-    names = list(config.assistants.models)
+    names, chain = list(config.assistants.models), list(config.assistants.chain)
     if not names or {TEACHER, STUDENT} & set(names):
         raise UserError(
             "Expected assistants.models to have one or more models by name, none of "
             f"them called {TEACHER!r} or {STUDENT!r}, got {names}."
+        )
+    if not chain or set(chain) - set(names) or len(set(chain)) < len(chain):
+        raise UserError(
+            "Expected assistants.chain to name some of assistants.models, each once, "
+            f"the largest first: {', '.join(names)}; got {chain}."
         )
     if config.teacher.checkpoint:
         raise UserError(

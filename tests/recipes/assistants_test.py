@@ -167,8 +167,21 @@ def test_a_mistake_is_one_sentence(models, expected):
     config = _config()
     with config.unlocked():
         config.assistants.models = models
+    config.assistants.chain = tuple(models)
     with pytest.raises(UserError, match=expected):
         assistants.build(config)
+
+
+@pytest.mark.parametrize("chain", [(), ("large", "large"), ("huge",)])
+def test_a_chain_names_models_each_once(chain):
+    with pytest.raises(UserError, match="name some of"):
+        assistants.build(_config(**{"assistants.chain": chain}))
+
+
+def test_a_chain_is_in_its_own_order():
+    """Sections of a config are in the order of their names."""
+    experiment = assistants.build(_config(**{"assistants.chain": ("small", "large")}))
+    assert experiment.paths[-1] == ("small", "large")
 
 
 def test_a_checkpoint_of_the_teacher_is_refused():

@@ -209,8 +209,8 @@ def test_equal_peers_have_nothing_to_teach_each_other(update):
 def _mixed():
     config = _config(**{"mutual.sizes": ()})
     with config.unlocked():
-        config.mutual.partners.wide = _mlp(17)
-        config.mutual.partners.twin = _mlp(13)
+        config.mutual.partners.first = _mlp(17)
+        config.mutual.partners.second = _mlp(13)
     return mutual.build(config)
 
 
