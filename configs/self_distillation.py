@@ -1,6 +1,6 @@
 r"""Fashion-MNIST: a network that teaches itself, beside labels alone.
 
-Setting: one ResNet-8 of 28x28 gray images, 15 epochs with crops and flips; every arm
+Setting: one ResNet-8 of 28x28 gray images, 10 epochs with crops and flips; every arm
 starts from the same weights and sees the same batches, seed by seed:
 
 * plain: labels alone;
@@ -48,10 +48,10 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     config.seeds = (0, 1, 2, 3, 4)
     # An epoch has 429 steps: dispatches of one length compile one program.
     config.steps_per_dispatch = config.log_every_steps = 143
-    config.eval_every_epochs = 3
+    config.eval_every_epochs = 2
     config.dataset.update(name="fashion_mnist", validation=5000)
     train = config.student.train
-    train.num_epochs = 15
+    train.num_epochs = 10
     train.optimizer.update(nesterov=True, weight_decay=5e-4)
     train.augment.update(crop_padding=2, flip=True)
     if variant == "smoke":

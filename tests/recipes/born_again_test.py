@@ -184,6 +184,16 @@ def test_the_best_single_generation_may_be_any(finished, tmp_path):
     assert "controls" not in against
 
 
+@pytest.mark.parametrize("loss", ["cwtm", "dkpp"])
+def test_other_losses_take_the_place_of_the_soft_one(loss):
+    config = _config()
+    config.distill.terms.soft = dict(loss=loss, weight=0.5)
+    experiment = born_again.build(config)
+    teacher = experiment.network.init(jax.random.key(0))
+    hparams = experiment.training(0, 1, teacher).hparams
+    assert hparams["soft.weight"](0) == 0.5
+
+
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [

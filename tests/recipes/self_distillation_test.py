@@ -1,8 +1,10 @@
 """Arms of self-distillation: what each is equal to, and what it never does."""
 
+import dataclasses
 import json
 import pathlib
 import runpy
+import time
 
 import jax
 import jax.numpy as jnp
@@ -168,6 +170,44 @@ def test_the_control_of_few_labels_is_the_same_program_with_weight_zero():
     jax.tree.map(np.testing.assert_array_equal, *batches)
     _, rows = _steps(ours, 2)
     assert all(row["loss"] == row["hard"] for row in rows)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_student_and_teacher_go_on_together(tmp_path):
+    experiment = _build("few_labels_mean_teacher", checkpoint_every_steps=4)
+    (arm,) = experiment.arms
+    place = pathlib.Path("arms") / arm.name / "seed0"
+    checkpoint = tmp_path / "killed" / place / "checkpoints" / "4"
+
+    def training(seed):
+        made = arm.training(seed)
+
+        def run(state, *arguments):
+            if int(state.step) == 6:
+                while not checkpoint.exists():  # It is saved beside the training.
+                    time.sleep(0.01)
+                raise Killed
+            return made.programs(1)(state, *arguments)
+
+        return dataclasses.replace(made, programs=lambda count: run)
+
+    with pytest.raises(Killed):
+        broken = dataclasses.replace(arm, training=training)
+        self_distillation.run(
+            dataclasses.replace(experiment, arms=(broken,)),
+            tmp_path / "killed",
+            ("arms",),
+        )
+    for name in ("killed", "whole"):
+        self_distillation.run(experiment, tmp_path / name, ("arms",))
+    for file in ("variables.safetensors", "predictions.npz", "metrics.jsonl"):
+        found = [
+            (tmp_path / x / place / file).read_bytes() for x in ("killed", "whole")
+        ]
+        assert found[0] == found[1], file
 
 
 # Teachers made of labels.
