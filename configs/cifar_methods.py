@@ -283,7 +283,6 @@ def _shorten(config: config_dict.ConfigDict) -> None:
 def _smoke(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     """On digits, five methods of one kind each."""
     config = default_config.smoke(config)
-    config.published.accept = config_dict.ConfigDict()
     config.methods.only = "kd,fitnets,simkd,rkd,crd"
     config.methods.table.crd.distill.terms.crd.num_negatives = 50
     return config

@@ -16,7 +16,7 @@ from PIL import Image
 
 from kdjax import builders, default_config
 from kdjax.data import augment
-from kdjax.recipes import offline
+from kdjax.recipes import RECIPES, offline
 from kdjax.types import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -88,9 +88,10 @@ def test_every_key_of_the_defaults_is_read():
 
 @pytest.mark.slow
 def test_smoke_runs_whole(path, tmp_path):
-    experiment = builders.build(_load(path, "smoke"))
+    config = _load(path, "smoke")
+    recipe = RECIPES[config.recipe]
     with jax.numpy_dtype_promotion("standard"):  # For Flax's BatchNorm in bfloat16.
-        offline.run(experiment, tmp_path)
+        recipe.run(recipe.build(config), tmp_path)
     assert (tmp_path / "report" / "report.html").exists()
 
 
@@ -187,13 +188,6 @@ def _feature_config(**term):
 def test_features_that_do_not_fit_are_one_sentence(term, expected):
     with pytest.raises(UserError, match=expected):
         builders.build(_feature_config(**term))
-
-
-def test_features_are_not_read_from_a_cache_of_logits():
-    config = _feature_config(loss="attention_transfer")
-    config.teacher.source = "cached"
-    with pytest.raises(UserError, match=r"teacher\.source=online"):
-        builders.build(config)
 
 
 @pytest.mark.parametrize(
