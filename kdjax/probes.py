@@ -91,7 +91,7 @@ def fit(
         np.zeros(np.prod(shape)),
         jac=True,
         method="L-BFGS-B",
-        options={"maxiter": 2000, "gtol": 1e-6},
+        options={"maxiter": 5000, "gtol": 1e-7, "ftol": 1e-14},
     )
     kernel, bias = np.split(found.x.reshape(shape), [-1])
     return LinearProbe(mean, scale, kernel, bias[0])

@@ -48,6 +48,8 @@ class Experiment:
       transfer_training: makes that of a student by a method, from a seed and the
         teacher's variables, without labels.
       scratch_training: makes that of a student on few labels a class, from a seed.
+      finetune_training: makes the same from a student's variables: all that differs is
+        where it starts.
       supervised_training: makes that of a student on the labels of all pairs.
       features: what a probe sees of a split: `features(variables, source)`, `[N, D]`.
       accuracy: of a role's variables on a split, in %.
@@ -69,6 +71,7 @@ class Experiment:
     teacher_training: Callable[[], Training]
     transfer_training: Callable[[str, int, Variables], Training]
     scratch_training: Callable[[int, int], Training]
+    finetune_training: Callable[[int, int, Variables], Training]
     supervised_training: Callable[[int], Training]
     features: Callable[[Variables, sources.Source], np.ndarray]
     accuracy: Callable[[str, Variables, sources.Source], float]
@@ -98,6 +101,7 @@ def build(config: ConfigDict) -> Experiment:
         teacher_training=split.labelled.teacher_training,
         transfer_training=split.transfer_training,
         scratch_training=split.scratch_training,
+        finetune_training=split.finetune_training,
         supervised_training=split.paired.baseline_training,
         features=split.features(),
         accuracy=split.accuracy,
@@ -279,12 +283,26 @@ class _Divided:
         few = self.few_labels(count, seed)
         size = self.config.cross_modal.labels[-1] * self.pairs.num_classes
         ids = np.resize(np.arange(len(few)), size)
-        config = ConfigDict(self.config)
+        config = self.config.copy_and_resolve_references()
         config.student.train.num_epochs = config.cross_modal.scratch_epochs
         parts = _of(self.paired, few.subset(ids))
         # One program for all counts and seeds, as all have as many examples.
         parts = dataclasses.replace(parts, config=config, programs=self.programs)
-        return parts.baseline_training(seed)
+        training = parts.baseline_training(seed)
+        return dataclasses.replace(training, name=f"scratch {seed}")
+
+    def finetune_training(
+        self, count: int, seed: int, variables: Variables
+    ) -> Training:
+        training = self.scratch_training(count, seed)
+
+        def init() -> steps.TrainState:
+            state, params = training.init(), variables["params"]
+            average = None if state.ema_params is None else params
+            rest = {name: x for name, x in variables.items() if name != "params"}
+            return state.replace(params=params, model_state=rest, ema_params=average)
+
+        return dataclasses.replace(training, name=f"finetune {seed}", init=init)
 
     def features(self) -> Callable[[Variables, sources.Source], np.ndarray]:
         """What the probe sees, from variables and a split."""
@@ -314,7 +332,7 @@ class _Divided:
     def _built(self, method: str, num_steps: int) -> Built:
         """One method's term alone: soft and hard term never begin to count."""
         train = self.config.student.train
-        distill = ConfigDict(self.config.distill)
+        distill = self.config.distill.copy_and_resolve_references()
         distill.from_epoch = float(train.num_epochs)
         distill.terms = ConfigDict({method: self.config.cross_modal.methods[method]})
         sides = Sides(

@@ -2,13 +2,15 @@
 
 The teacher learns its modality of an image from labels. Students learn another one
 from pairs, other images that each network sees in its own modality, without labels.
-What came of it is judged with few labels: by a linear probe on the student's frozen
-features, beside the same student trained from scratch on those labels.
+What came of it is judged with few labels: by training the student further on them,
+and by a linear probe of its frozen features, both beside the same student trained from
+scratch on the same labels.
 
     workdir/
       teacher/                  inputs.json, checkpoints/, metrics.jsonl, TensorBoard
       transfer/<method>/seed0/    files, variables.safetensors, result.json (what was
       scratch/labels100/seed0/    measured on the test split)
+      finetune/<method>/labels100/seed0/
       supervised/seed0/         the student on the labels of all pairs: what it could be
       probe/<method>/seed0/     result.json: accuracy by the number of labels
       probe/random/seed0/       the same on features that nothing was ever taught
@@ -38,11 +40,12 @@ from kdjax.report import drawing, plots, study
 from kdjax.types import Variables
 from kdjax.workdir import begin, finish, read_json, require
 
-STAGES = ("teacher", "transfer", "scratch", "probe", "report")
+STAGES = ("teacher", "transfer", "scratch", "finetune", "probe", "report")
 
 __all__ = ["STAGES", "build", "run"]
 
 Values = dict[int, float]  # By seed.
+Found = dict[tuple[str, str], dict[int, Values]]  # By way and method; by labels.
 # What the methods of the config are called in the report.
 TITLES = {
     "regression": "Feature regression",
@@ -50,6 +53,8 @@ TITLES = {
     "crd": "CRD",
     "random": "Untrained features",
 }
+# How they are judged with few labels.
+WAYS = {"finetune": "fine-tuned", "probe": "probed"}
 
 
 def run(
@@ -76,6 +81,7 @@ def run(
             "teacher": lambda: run_teacher(experiment, workdir),
             "transfer": lambda: run_transfer(experiment, workdir),
             "scratch": lambda: run_scratch(experiment, workdir),
+            "finetune": lambda: run_finetuning(experiment, workdir),
             "probe": lambda: run_probes(experiment, workdir),
             "report": lambda: run_report(experiment, workdir, command),
         },
@@ -132,6 +138,26 @@ def run_scratch(experiment: Experiment, workdir: pathlib.Path) -> None:
         )
 
 
+def run_finetuning(experiment: Experiment, workdir: pathlib.Path) -> None:
+    """Trains each student further on few labels, as those from scratch are trained."""
+    for method in experiment.methods:
+        for seed in experiment.seeds:
+            variables = load_variables(
+                experiment.student, workdir / "transfer" / method / f"seed{seed}"
+            )
+            inputs = {
+                **experiment.inputs["scratch"],
+                "variables": fingerprints.fingerprint_tree(variables),
+            }
+            for count in experiment.labels:
+                train(
+                    experiment.finetune_training(count, seed, variables),
+                    workdir / "finetune" / method / f"labels{count}" / f"seed{seed}",
+                    {**inputs, "count": count},
+                    functools.partial(_keep, experiment, "student"),
+                )
+
+
 def run_probes(experiment: Experiment, workdir: pathlib.Path) -> None:
     """Fits a linear probe to the features of each student, and to random ones."""
     for method in experiment.methods:
@@ -183,7 +209,8 @@ def _keep(
 
 
 def run_report(experiment: Experiment, workdir: pathlib.Path, command: str) -> None:
-    """One table at one number of labels, and a curve over all of them."""
+    """One table at one number of labels, and curves over all of them."""
+    found = _read(experiment, workdir)
     made = study.build(
         about(
             workdir,
@@ -191,101 +218,90 @@ def run_report(experiment: Experiment, workdir: pathlib.Path, command: str) -> N
             num_examples=len(experiment.test),
             config=experiment.config,
         ),
-        _arms(experiment, workdir),
-        facts=_facts(experiment, workdir),
+        _arms(experiment, workdir, found),
+        facts=_facts(experiment, found),
     )
-    write_study(made, workdir, [_curves(experiment, workdir)])
+    write_study(made, workdir, [_curves(experiment, found, way) for way in WAYS])
 
 
-def _arms(experiment: Experiment, workdir: pathlib.Path) -> list[study.Arm]:
+def _read(experiment: Experiment, workdir: pathlib.Path) -> Found:
+    """The accuracies of all that was judged with few labels."""
+    found: Found = {("scratch", "scratch"): _trained(experiment, workdir / "scratch")}
+    for method in experiment.methods:
+        found["finetune", method] = _trained(experiment, workdir / "finetune" / method)
+    for method in (*experiment.methods, "random"):
+        found["probe", method] = _probed(experiment, workdir / "probe" / method)
+    return found
+
+
+def _arms(
+    experiment: Experiment, workdir: pathlib.Path, found: Found
+) -> list[study.Arm]:
+    """Everything with as many labels a class, and what needs none, or has all."""
     count = experiment.compare_at
     note = f"{count} labels a class"
     arms = [
-        study.Arm(
-            "teacher", "Teacher, all labels", {0: _accuracy(workdir / "teacher")}
-        ),
-        study.Arm(
-            "scratch",
-            "From scratch",
-            _accuracies(experiment, workdir / "scratch" / f"labels{count}"),
-            note=note,
-        ),
+        study.Arm("teacher", "Teacher, all labels", {0: _accuracy(workdir / "teacher")})
     ]
-    for method in experiment.methods:
+    for (way, method), values in found.items():
+        compared = method in experiment.methods
         arms.append(
             study.Arm(
-                method,
-                f"{_title(method)}, probe",
-                _probed(experiment, workdir, method)[count],
-                against="scratch",
-                accept_gain=(0.0, None),
+                method if way == "scratch" else f"{method}_{way}",
+                "From scratch" if way == "scratch" else _title(method, way),
+                values[count],
+                against="scratch" if compared else None,
+                accept_gain=(0.0, None) if compared else None,
                 note=note,
             )
         )
-        if method in experiment.own_classifier:
-            own = _accuracies(experiment, workdir / "transfer" / method)
-            arms.append(study.Arm(f"{method}_own", f"{_title(method)}, no label", own))
-    return [
-        *arms,
-        study.Arm(
-            "random",
-            f"{_title('random')}, probe",
-            _probed(experiment, workdir, "random")[count],
-            note=note,
-        ),
-        study.Arm(
-            "supervised",
-            "Labels of all pairs",
-            _accuracies(experiment, workdir / "supervised"),
-        ),
-    ]
+    for method in experiment.own_classifier:
+        own = _accuracies(experiment, workdir / "transfer" / method)
+        arms.append(study.Arm(f"{method}_own", f"{_title(method)}, no label", own))
+    whole = _accuracies(experiment, workdir / "supervised")
+    return [*arms, study.Arm("supervised", "Labels of all pairs", whole)]
 
 
-def _facts(experiment: Experiment, workdir: pathlib.Path) -> list[str]:
+def _facts(experiment: Experiment, found: Found) -> list[str]:
     """On how many seeds transfer helped, and how two ways of it compare."""
     count = experiment.compare_at
-    scratch = _accuracies(experiment, workdir / "scratch" / f"labels{count}")
-    probed = {x: _probed(experiment, workdir, x)[count] for x in experiment.methods}
+    scratch = found["scratch", "scratch"][count]
     facts = []
-    for method, values in probed.items():
-        wins = sum(values[seed] > scratch[seed] for seed in values)
-        facts.append(
-            f"{_title(method)} beats training from scratch with {count} labels a "
-            f"class on {wins} of {len(values)} seeds; accepted: all of them."
-        )
-    if {"crd", "regression"} <= probed.keys():
-        crd, regression = probed["crd"], probed["regression"]
-        difference = np.mean([crd[seed] - regression[seed] for seed in crd])
-        facts.append(
-            f"CRD differs from feature regression by {difference:+.2f} points; "
-            "accepted: at least -0.50."
-        )
+    for way in WAYS:
+        values = {x: found[way, x][count] for x in experiment.methods}
+        for method, own in values.items():
+            wins = sum(own[seed] > scratch[seed] for seed in own)
+            facts.append(
+                f"{_title(method, way)}: better than from scratch with {count} labels "
+                f"a class on {wins} of {len(own)} seeds; accepted: all of them."
+            )
+        if {"crd", "regression"} <= values.keys():
+            crd, regression = values["crd"], values["regression"]
+            difference = np.mean([crd[seed] - regression[seed] for seed in crd])
+            facts.append(
+                f"CRD differs from feature regression, both {WAYS[way]}, by "
+                f"{difference:+.2f} points; accepted: at least -0.50."
+            )
     facts.append(
         "Students learned from pairs without labels; the teacher had the labels of "
-        f"other images. Probe and scratch had the same {count} a class."
+        f"other images. All that is compared had the same {count} labels a class."
     )
     return facts
 
 
-def _curves(experiment: Experiment, workdir: pathlib.Path) -> drawing.Drawing:
+def _curves(experiment: Experiment, found: Found, way: str) -> drawing.Drawing:
     """Accuracy over the number of labels, each seed thin, the mean thick."""
     counts, seeds = experiment.labels, experiment.seeds
-    scratch = [
-        _accuracies(experiment, workdir / "scratch" / f"labels{count}")
-        for count in counts
-    ]
-    curves = {"from scratch": scratch}
-    for method in (*experiment.methods, "random"):
-        probed = _probed(experiment, workdir, method)
-        curves[f"{_title(method)}, probe"] = [probed[count] for count in counts]
+    shown = {"From scratch": found["scratch", "scratch"]}
+    shown |= {_title(x, way): values for (w, x), values in found.items() if w == way}
     return plots.lines(
-        "labels",
-        "Accuracy on the test split by the number of labelled examples a class: a "
-        "linear probe of what students learned from unlabelled pairs, and the same "
+        way,
+        "Accuracy on the test split by the number of labelled examples a class: "
+        f"students that learned from unlabelled pairs, {WAYS[way]}, and the same "
         "network trained from scratch.",
         [
-            plots.Series(label, counts, [[x[seed] for x in values] for seed in seeds])
-            for label, values in curves.items()
+            plots.Series(label, counts, [[values[n][s] for n in counts] for s in seeds])
+            for label, values in shown.items()
         ],
         xlabel="Labelled examples a class",
         ylabel="Accuracy (%)",
@@ -293,8 +309,9 @@ def _curves(experiment: Experiment, workdir: pathlib.Path) -> drawing.Drawing:
     )
 
 
-def _title(method: str) -> str:
-    return TITLES.get(method, method)
+def _title(method: str, way: str | None = None) -> str:
+    title = TITLES.get(method, method)
+    return title if way is None else f"{title}, {WAYS[way]}"
 
 
 def _accuracy(directory: pathlib.Path) -> float:
@@ -305,12 +322,18 @@ def _accuracies(experiment: Experiment, directory: pathlib.Path) -> Values:
     return {seed: _accuracy(directory / f"seed{seed}") for seed in experiment.seeds}
 
 
-def _probed(
-    experiment: Experiment, workdir: pathlib.Path, method: str
-) -> dict[int, Values]:
-    """Accuracies of a method's probes, by number of labels and by seed."""
+def _trained(experiment: Experiment, directory: pathlib.Path) -> dict[int, Values]:
+    """Accuracies of trainings by number of labels, and by seed."""
+    return {
+        count: _accuracies(experiment, directory / f"labels{count}")
+        for count in experiment.labels
+    }
+
+
+def _probed(experiment: Experiment, directory: pathlib.Path) -> dict[int, Values]:
+    """Accuracies of probes by number of labels, and by seed."""
     found = {
-        seed: _result(workdir / "probe" / method / f"seed{seed}")["accuracy"]
+        seed: _result(directory / f"seed{seed}")["accuracy"]
         for seed in experiment.seeds
     }
     return {
