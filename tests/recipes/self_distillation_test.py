@@ -194,20 +194,17 @@ def test_student_and_teacher_go_on_together(tmp_path):
 
         return dataclasses.replace(made, programs=lambda count: run)
 
+    broken = dataclasses.replace(
+        experiment, arms=(dataclasses.replace(arm, training=training),)
+    )
     with pytest.raises(Killed):
-        broken = dataclasses.replace(arm, training=training)
-        self_distillation.run(
-            dataclasses.replace(experiment, arms=(broken,)),
-            tmp_path / "killed",
-            ("arms",),
-        )
-    for name in ("killed", "whole"):
-        self_distillation.run(experiment, tmp_path / name, ("arms",))
+        self_distillation.run(broken, tmp_path / "killed", ("arms",))
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    for workdir in (killed, whole):
+        self_distillation.run(experiment, workdir, ("arms",))
     for file in ("variables.safetensors", "predictions.npz", "metrics.jsonl"):
-        found = [
-            (tmp_path / x / place / file).read_bytes() for x in ("killed", "whole")
-        ]
-        assert found[0] == found[1], file
+        expected = (whole / place / file).read_bytes()
+        assert (killed / place / file).read_bytes() == expected, file
 
 
 # Teachers made of labels.
