@@ -225,20 +225,12 @@ def _student_training(
     variables: Sequence[Variables],
     open_caches: Sequence[teacher_cache.Cache],
 ) -> Training:
-    config, train = parts.config, parts.config.student.train
+    train = parts.config.student.train
     loader = parts.loader(train, seed, _Several(open_caches) if open_caches else None)
-    num_steps = train.num_epochs * loader.steps_per_epoch
-    given = plain(config.ensemble.weights) or [1.0] * len(each)
+    given = plain(parts.config.ensemble.weights) or [1.0] * len(each)
     mine = chosen(count, seed)
-    hparams = {
-        **optimizer_hparams(train, loader.steps_per_epoch),
-        **base_hparams(config.distill, train, num_steps),
-        # Arrays of the compiled step: fewer teachers compile nothing anew.
-        **{
-            f"teacher{i}.weight": schedules.Constant(w if i in mine else 0.0)
-            for i, w in enumerate(given)
-        },
-    }
+    weights = [w if i in mine else 0.0 for i, w in enumerate(given)]
+    hparams = _hparams(parts.config, loader.steps_per_epoch, weights)
     if open_caches:
         encodings = [cache.manifest.encoding for cache in open_caches]
         teacher_fn = functools.partial(_read_teachers, encodings)
@@ -261,6 +253,22 @@ def _student_training(
         ),
         loader=loader,
     )
+
+
+def _hparams(
+    config: ConfigDict, steps_per_epoch: int, weights: Sequence[float]
+) -> dict[str, Any]:
+    """Schedules of all numbers; of the weights too: fewer teachers are no new step."""
+    train = config.student.train
+    num_steps = train.num_epochs * steps_per_epoch
+    return {
+        **optimizer_hparams(train, steps_per_epoch),
+        **base_hparams(config.distill, train, num_steps),
+        **{
+            f"teacher{i}.weight": schedules.Constant(weight)
+            for i, weight in enumerate(weights)
+        },
+    }
 
 
 class _Several:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,10 @@ from kdjax.cohorts import CohortState, Group
 from kdjax.data import sources
 from kdjax.training import Training, predict_split
 from kdjax.types import Batch, Outputs, UserError, Values, Variables
+
+LogitsFn: TypeAlias = Callable[
+    [CohortState, sources.Source], tuple[np.ndarray, np.ndarray]
+]
 
 PEERS_OF_A_SEED = 1000  # Peer k of a seed starts from the number 1000 * seed + k.
 
@@ -41,7 +45,7 @@ class Cohort:
 
     networks: tuple[networks.Network, ...]
     training: Callable[[int, bool], Training]
-    logits: Callable[[CohortState, sources.Source], tuple[np.ndarray, np.ndarray]]
+    logits: LogitsFn
     variables: Callable[[CohortState], list[Variables]]
     inputs: Callable[[bool], Mapping[str, Any]]
 
@@ -175,7 +179,7 @@ def _training(
     cohort: str,
     roles: Sequence[Role],
     groups: Sequence[Group],
-    logits: Callable[[CohortState, sources.Source], tuple[np.ndarray, np.ndarray]],
+    logits: LogitsFn,
     seed: int,
     together: bool,
 ) -> Training:
@@ -193,15 +197,6 @@ def _training(
         peers = [r.init_state(first + k, hparams) for k, r in enumerate(roles)]
         return cohorts.init_state(peers, groups)
 
-    def evaluate(state: CohortState) -> dict[str, float]:
-        if not len(parts.splits.validation):
-            return {}
-        found = cohorts.scores(*logits(state, parts.splits.validation))
-        each = found.pop("accuracy")
-        by_peer = {f"validation_accuracy_{k}": x for k, x in enumerate(each)}
-        together = {f"validation_{name}": x for name, x in found.items()}
-        return {BEST_METRIC: float(np.mean(each)), **by_peer, **together}
-
     return parts.custom_training(
         key=cohort,
         name=f"{cohort} {'together' if together else 'alone'}, seed {seed}",
@@ -211,8 +206,21 @@ def _training(
         train_step=cohorts.make_train_step(groups, update=mutual.updates),
         constants={},
         hparams=hparams,
-        evaluate=evaluate,
+        evaluate=functools.partial(_evaluate, parts.splits.validation, logits),
     )
+
+
+def _evaluate(
+    validation: sources.Source, logits: LogitsFn, state: CohortState
+) -> dict[str, float]:
+    """How good and how different the peers are; nothing without a validation split."""
+    if not len(validation):
+        return {}
+    found = cohorts.scores(*logits(state, validation))
+    each = found.pop("accuracy")
+    by_peer = {f"validation_accuracy_{k}": x for k, x in enumerate(each)}
+    of_all = {f"validation_{name}": x for name, x in found.items()}
+    return {BEST_METRIC: float(np.mean(each)), **by_peer, **of_all}
 
 
 def _objective(config: ConfigDict) -> Built:
