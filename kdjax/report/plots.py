@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from kdjax.report.drawing import COLORS, FAINT, INK, MUTED, Drawing, styled
 from kdjax.report.quantities import number
@@ -65,7 +66,7 @@ def lines(
             _series(axes, i, one)
         axes.set(xlabel=xlabel, ylabel=ylabel, xscale=xscale, yscale=yscale)
         if xscale == "linear" and all(x % 1 == 0 for one in series for x in one.x):
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         axes.set_title(title)
         _legend_below(figure, axes)
         return figure
