@@ -6,6 +6,7 @@ them: a few updates of the student, then one of the generator.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -102,9 +103,9 @@ def from_linen(
       std: by channel, in units of [0, 1], that the teacher divides by.
     """
 
+    @jax.jit
     def init(rng: jax.Array) -> Variables:
-        latents = jnp.zeros((1, latent_dim), jnp.float32)
-        return jax.jit(lambda key: module.init(key, latents, train=False))(rng)
+        return module.init(rng, jnp.zeros((1, latent_dim)), train=False)
 
     def apply(
         variables: Variables, noise: jax.Array, *, train: bool
@@ -139,11 +140,13 @@ def _pixels(images: Any, mean: Sequence[float], std: Sequence[float]) -> jax.Arr
     return 255 * (images * scale + shift)
 
 
+@jax.jit
 def stack(states: Sequence[TrainState]) -> TrainState:
     """The states of several seeds, as one."""
     return jax.tree.map(lambda *x: jnp.stack(x), *states)
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def member(states: TrainState, index: int) -> TrainState:
     """That of one seed."""
     return jax.tree.map(lambda x: x[index], states)

@@ -38,7 +38,7 @@ class MLPGenerator(nn.Module):
     def __call__(self, latents: jax.Array, *, train: bool) -> jax.Array:
         x = latents
         for width in self.hidden:
-            x = nn.Dense(width, kernel_init=torch_uniform)(x)
+            x = _linear(width)(x)
             x = _leaky_relu(_batch_norm(train, self.norm_epsilon)(x))
         height, width, channels = self.image_shape
         x = nn.Dense(height * width * channels, kernel_init=torch_uniform)(x)
@@ -66,11 +66,11 @@ class ConvGenerator(nn.Module):
     def __call__(self, latents: jax.Array, *, train: bool) -> jax.Array:
         height, width, channels = self.image_shape
         rows, columns = -(-height // 4), -(-width // 4)
-        x = nn.Dense(rows * columns * self.width, kernel_init=torch_uniform)(latents)
+        x = _linear(rows * columns * self.width)(latents)
         x = x.reshape(len(x), rows, columns, self.width)
         x = _batch_norm(train, 1e-5)(x)
         for features in (self.width, self.width // 2):
-            x = _conv(features)(_twice_as_large(x))
+            x = _conv(features, use_bias=False)(_twice_as_large(x))
             x = _leaky_relu(_batch_norm(train, self.norm_epsilon)(x))
         return _standardized(_conv(channels)(x)[:, :height, :width], train)
 
@@ -112,12 +112,21 @@ def create(name: str, *, image_shape: Sequence[int], **kwargs: Any) -> nn.Module
 
 def _batch_norm(train: bool, epsilon: float, **kwargs: Any) -> nn.BatchNorm:
     return nn.BatchNorm(
-        use_running_average=not train, momentum=0.9, epsilon=epsilon, **kwargs
+        use_running_average=not train,
+        momentum=0.9,
+        epsilon=epsilon,
+        use_fast_variance=False,  # Not exact beside a large mean, as DAFL's rate makes.
+        **kwargs,
     )
 
 
-def _conv(features: int) -> Conv:
-    return Conv(features, (3, 3), use_bias=True, kernel_init=torch_uniform)
+def _linear(features: int) -> nn.Dense:
+    """Without bias, which the BatchNorm after it would subtract again."""
+    return nn.Dense(features, use_bias=False, kernel_init=torch_uniform)
+
+
+def _conv(features: int, *, use_bias: bool = True) -> Conv:
+    return Conv(features, (3, 3), use_bias=use_bias, kernel_init=torch_uniform)
 
 
 def _leaky_relu(x: jax.Array) -> jax.Array:

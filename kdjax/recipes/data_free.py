@@ -286,7 +286,7 @@ def _curves(
 
 
 def _level(
-    experiment: Experiment, workdir: pathlib.Path, quantity: str, end: float
+    experiment: Experiment, workdir: pathlib.Path, quantity: str, end: int
 ) -> list[plots.Series]:
     """Where the students on real images came to, from the first to the last update."""
     paths = [workdir / "real" / f"seed{seed}" for seed in experiment.seeds]
