@@ -91,6 +91,7 @@ def _smoke(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     default_config.smoke(config)
     config.student.model.update(name="cnn", widths=(4, 8), hidden=16)
     config.student.train.learning_rate.base = 1e-2
+    config.eval_every_epochs = 1
     config.mutual.sizes = (2, 3)
     config.mutual.partners.half.update(widths=(2, 4), hidden=8)
     config.mutual.partners.mlp.hidden = (16,)
