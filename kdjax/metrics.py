@@ -155,7 +155,6 @@ def reliability_bins(
     logits, labels = jnp.asarray(logits), jnp.asarray(labels)
     valid = jnp.ones(labels.shape, bool) if where is None else jnp.asarray(where)
     confidence = jnp.max(jax.nn.softmax(logits.astype(jnp.float32)), axis=-1)
-    confidence = jnp.where(valid, confidence, 0)
     correct = jnp.argmax(logits, axis=-1) == labels
     # A certain prediction may be a rounding error above 1.
     index = jnp.clip(jnp.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
