@@ -73,6 +73,14 @@ class Federation:
     def num_participants(self) -> int:
         return max(1, round(self.config.participation * self.config.num_clients))
 
+    def check(self) -> None:
+        """Reads and divides what will be needed: a mistake shows before any round."""
+        methods = set(self.config.methods)
+        if methods.intersection(ROUNDS):
+            _ = self._partitions
+        if methods.intersection(("feddf", "fedmd")):
+            _ = self.public
+
     @functools.cached_property
     def _labels(self) -> np.ndarray:
         return sources.labels(self.parts.splits.train)
@@ -161,10 +169,11 @@ class Federation:
             near = losses.fedgkd_loss(
                 student.logits,
                 teacher.logits[None],
-                weights=values["gamma"][None],
+                weights=jnp.ones(1),
                 where=batch["mask"],
             )
-            return {**terms, "fedgkd": near, "loss": terms["loss"] + near}
+            loss = terms["loss"] + values["gamma"] * near
+            return {**terms, "fedgkd": near, "loss": loss}
 
         gamma = schedules.Constant(self.config.fedgkd.gamma)
         return built._replace(

@@ -67,6 +67,12 @@ class FedMD:
 def build_fedmd(parts: Parts, public: sources.Splits) -> FedMD:
     """Reads `federated.fedmd`, and `student.train` as how clients learn labels."""
     made = _Peers(parts, public)
+    classes, num_classes = made.config.classes, parts.splits.train.num_classes
+    if max(classes) >= num_classes:
+        raise UserError(
+            f"Expected federated.fedmd.classes below {num_classes}, as many as the "
+            f"data set has, got {tuple(classes)}."
+        )
     num_public = made.config.num_public
     agreed = jax.ShapeDtypeStruct((num_public, made.num_classes), jnp.float32)
     return FedMD(
@@ -145,11 +151,6 @@ class _Peers:
     def _renumbered(self, source: sources.Source) -> sources.ArraySource:
         """The examples of the private classes, numbered after the public ones."""
         labels, classes = sources.labels(source), list(self.config.classes)
-        if max(classes) >= source.num_classes:
-            raise UserError(
-                f"Expected federated.fedmd.classes below {source.num_classes}, as many "
-                f"as the data set has, got {tuple(classes)}."
-            )
         ids = np.flatnonzero(np.isin(labels, classes))
         numbers = np.full(source.num_classes, -1)
         numbers[classes] = self.public.train.num_classes + np.arange(len(classes))

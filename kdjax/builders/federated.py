@@ -65,7 +65,7 @@ class Experiment:
     participants: int
     fedmd: FedMD | None
     inputs: Callable[[str, str, int], Mapping[str, Any]]
-    published: Mapping[str, Mapping[str, float]]
+    published: Mapping[str, Mapping[str, float | None]]
     accept_gain: Mapping[str, Mapping[str, float | None]]
     source: str
     config: Mapping[str, Any]
@@ -77,6 +77,7 @@ def build(config: ConfigDict) -> Experiment:
     check(config)
     names = {f"{config.federated.partition}_{x}": x for x in config.federated.levels}
     made = Federation(parts, names)
+    made.check()
     of_level = {
         key: {m: dict(zip(names, x, strict=True)) for m, x in plain(section).items()}
         for key, section in (

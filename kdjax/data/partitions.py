@@ -47,7 +47,8 @@ def dirichlet(
       <https://arxiv.org/abs/1905.12022>`_, ICML 2019, section 4.
     """
     rng = np.random.default_rng((seed, 1))
-    for _ in range(_MAX_DRAWS):
+    possible = num_clients * MIN_EXAMPLES <= len(labels)
+    for _ in range(_MAX_DRAWS if possible else 0):
         parts: list[list[np.ndarray]] = [[] for _ in range(num_clients)]
         for label in np.unique(labels):
             ids = rng.permutation(np.flatnonzero(labels == label))
@@ -61,7 +62,7 @@ def dirichlet(
     raise UserError(
         f"Expected each of {num_clients} clients to get {MIN_EXAMPLES} of "
         f"{len(labels)} examples by a Dirichlet distribution of concentration {alpha}, "
-        f"got fewer in {_MAX_DRAWS} draws: have fewer clients, or raise it."
+        f"got fewer in every draw: have fewer clients, or raise it."
     )
 
 

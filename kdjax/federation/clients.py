@@ -1,6 +1,6 @@
 """What clients do with their own examples."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -26,7 +26,7 @@ class Shard:
       size: how many of them count: the first ones. The rest is padding.
     """
 
-    examples: Mapping[str, Any]
+    examples: Any
     size: Any
 
 
@@ -40,7 +40,7 @@ class ClientsState:
     """
 
     step: Any
-    clients: TrainState
+    clients: Any
 
 
 def run_epochs(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from kdjax import losses, steps
 from kdjax.federation import messages, selection
-from kdjax.federation.clients import Shard, run_epochs, weighted_mean
+from kdjax.federation.clients import Shard, frozen, run_epochs, weighted_mean
 from kdjax.federation.messages import PublicLogits
 from kdjax.federation.selection import Purpose
 from kdjax.optimizers import OptimizerFn
@@ -29,7 +29,7 @@ class PeersState:
     """
 
     step: Any
-    groups: tuple[Variables, ...]
+    groups: Any
     rng: Any
 
 
@@ -71,6 +71,7 @@ def make_start_step(
 
     def start_step(state, constants, batch, hparams):
         del batch
+        hparams = frozen(hparams, state.step)
 
         def learn(epochs, shards, axis):
             def one(group, variables, shard, rng):
@@ -125,6 +126,7 @@ def make_consensus_step(
 
     def consensus_step(state, constants, batch, hparams):
         del batch
+        hparams = frozen(hparams, state.step)
         everyone = jnp.asarray([c for group in groups for c in group.clients])
         dropout = steps.hyperparameters(hparams, state.step)["dropout"]
         here = selection.arrivals(state.rng, state.step, everyone, dropout)

@@ -6,8 +6,6 @@ from typing import Any
 import flax.struct
 import jax
 
-from kdjax.types import Variables
-
 
 @flax.struct.dataclass
 class Broadcast:
@@ -18,8 +16,8 @@ class Broadcast:
       teacher: of the model that the client is held near; empty for most methods.
     """
 
-    variables: Variables
-    teacher: Variables
+    variables: Any
+    teacher: Any
 
 
 @flax.struct.dataclass
@@ -31,7 +29,7 @@ class Upload:
       num_examples: how many examples it trained on, float32.
     """
 
-    variables: Variables
+    variables: Any
     num_examples: Any
 
 

@@ -31,8 +31,8 @@ class ServerState:
     """
 
     step: Any
-    variables: Variables
-    history: Variables
+    variables: Any  # As of every state, whatever `jax.tree.map` is mapped to.
+    history: Any
     rng: Any
 
 

@@ -24,7 +24,7 @@ TITLES = {
 }
 AGAINST = {"feddf": "fedavg", "fedgkd": "fedavg", "fedmd": "solo", "pooled": "fedmd"}
 # Keys of a personal result, and what its accuracy is measured on.
-MEASURES = {"own": "on their own classes", "everybody": "on all classes"}
+MEASURES = {"own": "own classes", "everybody": "all classes"}
 
 
 def cell(workdir: pathlib.Path, method: str, level: str, seed: int) -> pathlib.Path:
@@ -52,11 +52,11 @@ def write(experiment: Experiment, workdir: pathlib.Path, command: str) -> None:
     about = common.about(
         workdir,
         command,
-        num_examples=len(experiment.splits.test),
+        num_examples=_num_examples(experiment),
         config=experiment.config,
         source=experiment.source,
     )
-    made = study.build(about, arms, facts=_facts(experiment))
+    made = study.build(about, arms, facts=[*_facts(experiment)])
     drawings = [*_curves(experiment, workdir), *_holdings(experiment)]
     common.write_study(made, workdir, drawings)
 
@@ -90,7 +90,7 @@ def _personal_arms(
 ) -> Iterator[study.Arm]:
     for level in experiment.levels:
         for key, measured in MEASURES.items():
-            for kind, who in (("alone", "alone"), ("personal", "from the global one")):
+            for kind, who in (("alone", "alone"), ("personal", "taught")):
                 values = {
                     seed: result[key]
                     for seed in experiment.seeds
@@ -99,7 +99,7 @@ def _personal_arms(
                 if values:
                     yield study.Arm(
                         f"{kind}_{key}_{level}",
-                        f"Clients' own models {who}, {measured}, {_words(level)}",
+                        f"Own models, {who}; {measured}; {_words(level)}",
                         values,
                         against=None if kind == "alone" else f"alone_{key}_{level}",
                     )
@@ -141,9 +141,17 @@ def _facts(experiment: Experiment) -> Iterator[str]:
         )
     if "personal" in experiment.methods:
         yield (
-            "On their own classes: test images weighed by the client's own share of "
-            "each class; the mean over clients."
+            "Own models are the clients', alone or taught by the global model of "
+            f"{TITLES[experiment.personal_teacher]}. Own classes: test images weighed "
+            "by the client's own share of each class; the mean over clients."
         )
+
+
+def _num_examples(experiment: Experiment) -> int:
+    """Of the test split, or of its private classes where FedMD is all there is."""
+    if experiment.fedmd is not None and len(experiment.methods) == 1:
+        return experiment.fedmd.num_examples
+    return len(experiment.splits.test)
 
 
 def _traffic(experiment: Experiment, down: int, up: int) -> str:
