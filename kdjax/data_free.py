@@ -167,37 +167,9 @@ def make_train_step(
       over batch and seeds, of the student's last update.
     """
 
-    def of_a_seed(student, generator, noise, teacher_variables, hparams):
-        draws = jnp.moveaxis(noise, 1, 0)
-
-        def student_step(student, draw):
-            images = _images(models, generator, draw)
-            return _student_step(
-                models, method, student, images, teacher_variables, hparams
-            )
-
-        # A rolled loop costs convolutions on CPU their threads.
-        student, rows = jax.lax.scan(
-            student_step,
-            student,
-            draws[: method.student_steps],
-            unroll=jax.default_backend() == "cpu",
-        )
-        metrics = {f"student_{name}": x[-1] for name, x in rows.items()}
-        if method.generator is not None:
-            generator, row = _generator_step(
-                models,
-                method,
-                student,
-                generator,
-                draws[-1],
-                teacher_variables,
-                hparams,
-            )
-            metrics |= {f"generator_{name}": x for name, x in row.items()}
-        return student, generator, {**metrics, "loss": metrics["student_loss"]}
-
-    of_all_seeds = jax.vmap(of_a_seed, in_axes=(0, 0, 1, None, None))
+    of_all_seeds = jax.vmap(
+        functools.partial(_of_a_seed, models, method), in_axes=(0, 0, 1, None, None)
+    )
 
     def train_step(state, teacher_variables, batch, hparams):
         student, generator, metrics = of_all_seeds(
@@ -209,13 +181,33 @@ def make_train_step(
     return train_step
 
 
+def _of_a_seed(models, method, student, generator, noise, teacher_variables, hparams):
+    """The updates of one seed's student, then that of its generator."""
+    draws = jnp.moveaxis(noise, 1, 0)
+    fixed = models, method, teacher_variables, hparams
+
+    def student_step(student, draw):
+        return _student_step(*fixed, student, _images(models, generator, draw))
+
+    # A rolled loop costs convolutions on CPU their threads.
+    unroll = jax.default_backend() == "cpu"
+    student, rows = jax.lax.scan(
+        student_step, student, draws[: method.student_steps], unroll=unroll
+    )
+    metrics = {f"student_{name}": x[-1] for name, x in rows.items()}
+    if method.generator is not None:
+        generator, row = _generator_step(*fixed, student, generator, draws[-1])
+        metrics |= {f"generator_{name}": x for name, x in row.items()}
+    return student, generator, {**metrics, "loss": metrics["student_loss"]}
+
+
 def _images(models: Models, generator: TrainState, noise: jax.Array) -> jax.Array:
     """What the generator makes; its running averages are those of its own updates."""
     variables = {"params": generator.params, **generator.model_state}
     return models.generator.apply(variables, noise, train=True)[0]
 
 
-def _student_step(models, method, student, images, teacher_variables, hparams):
+def _student_step(models, method, teacher_variables, hparams, student, images):
     """One update of the student on given images."""
     values = hyperparameters(of_role(hparams, "student"), student.step)
     rng = jax.random.fold_in(student.rng, student.step)
@@ -233,7 +225,7 @@ def _student_step(models, method, student, images, teacher_variables, hparams):
 
 
 def _generator_step(
-    models, method, student, generator, noise, teacher_variables, hparams
+    models, method, teacher_variables, hparams, student, generator, noise
 ):
     """One update of the generator, through the student and the teacher as they are."""
     values = hyperparameters(of_role(hparams, "generator"), generator.step)

@@ -274,7 +274,8 @@ def _curves(
             series.append(plots.Series(label, updates, 100 * runs))
     if not series:
         return None
-    series += _level(experiment, workdir, quantity, max(max(s.x) for s in series))
+    end = max(int(max(one.x)) for one in series)
+    series += _level(experiment, workdir, quantity, end)
     return plots.lines(
         quantity,
         captions[quantity],

@@ -172,6 +172,10 @@ def test_dfad_s_student_takes_its_steps_before_the_generator_looks_at_it(
         student = jax.tree.map(lambda x, g: x - RATE * g, student, grads)
     _assert_close(_members(after, 1)[0].params, student, rtol=1e-4, atol=1e-5)
 
+    # Its running averages are of its own updates alone.
+    hidden = noise[:, 2] @ maker["Dense_0"]["kernel"]
+    stats = _members(after, 1)[1].model_state["batch_stats"]["BatchNorm_0"]
+    np.testing.assert_allclose(stats["mean"], 0.1 * hidden.mean(0), rtol=1e-4)
     of_maker = jax.jit(jax.grad(lambda p, x: -distance(student, _generate(p, x))))
     grads = of_maker(maker, noise[:, 2])
     maker = jax.tree.map(lambda x, g: x - RATE * g, maker, grads)
