@@ -41,8 +41,10 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     config.recipe = "visual_questions"
     with config.unlocked():
         config.visual_questions = default_config.visual_questions()
+    for model in (config.teacher, config.student):
+        model.model.unlock()  # For the arguments of a model.
     config.seeds = (0, 1, 2, 3, 4)
-    config.log_every_steps = 100
+    config.log_every_steps = 400  # 10 epochs: an epoch is a dispatch, by one program.
     config.eval_every_epochs = 1000  # At the end: each evaluation saves a checkpoint.
     config.dataset.name = "easy_vqa"
     config.dataset.validation = 0

@@ -23,15 +23,8 @@ def _config(**updates):
     path = ROOT / "configs" / "cross_modal.py"
     config = runpy.run_path(str(path))["get_config"]("smoke")
     for model in (config.teacher, config.student):
-        with model.model.unlocked():
-            model.model.update(name="mlp", hidden=(13,))
+        model.model.hidden = (13,)
         model.train.update(num_epochs=1, batch_size=120)
-    config.cross_modal.probe.features = "hidden1"
-    for name in ("regression", "crd"):
-        with config.cross_modal.methods.unlocked():
-            config.cross_modal.methods[name].update(
-                student_features="hidden1", teacher_features="hidden1"
-            )
     config.cross_modal.methods.crd.num_negatives = 50
     config.cross_modal.update(labels=(2, 12), compare_at=12, scratch_epochs=1)
     config.seeds = (0,)
@@ -112,6 +105,24 @@ def test_shuffled_labels_give_the_same_student_to_the_bit():
     _assert_equal(params(), expected)
 
 
+def test_which_examples_are_pairs_does_not_depend_on_labels(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "train_images": rng.integers(0, 256, (400, 8, 8), np.uint8),
+        "test_images": np.zeros((10, 8, 8), np.uint8),
+        "test_labels": np.arange(10),
+    }
+    pairs = []
+    for name in ("one", "other"):
+        labels = rng.permutation(np.arange(400) % 10)
+        path = str(tmp_path / f"{name}.npz")
+        np.savez(path, train_labels=labels, **arrays)
+        config = _config(**{"dataset.validation": 0})
+        config.dataset.path = path
+        pairs.append(cross_modal.build(config).pairs.take(np.arange(200))["image"])
+    np.testing.assert_array_equal(*pairs)
+
+
 def test_no_metric_of_transfer_is_made_of_labels(finished):
     for path in finished.glob("transfer/*/seed0/metrics.jsonl"):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -171,12 +182,15 @@ def test_fine_tuning_differs_from_scratch_only_in_where_it_starts(experiment):
 
 def test_a_training_leaves_the_others_as_they_are():
     """They differ in numbers of epochs and terms of one config."""
-    experiment = cross_modal.build(_config(**{"cross_modal.scratch_epochs": 3}))
+    config = _config(**{"cross_modal.scratch_epochs": 3})
+    unchanged = config.to_json()
+    experiment = cross_modal.build(config)
     before = experiment.supervised_training(0).num_steps
     experiment.scratch_training(2, 0)
     experiment.transfer_training("kd", 0, _teacher(experiment))
     assert experiment.supervised_training(0).num_steps == before
     assert experiment.scratch_training(12, 0).num_steps == 3 * before / 5
+    assert config.to_json() == unchanged
 
 
 def test_a_resumed_transfer_equals_an_uninterrupted_one(experiment, tmp_path):
