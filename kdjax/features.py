@@ -40,7 +40,8 @@ class Adapter:
 
 def describe(network: Network) -> Outputs:
     """The outputs for one image as `jax.ShapeDtypeStruct`s; runs nothing."""
-    return _describe(network.init, network.apply, network.image_shape)
+    apply: Any = network.apply  # A function can be a key, as a protocol says not.
+    return _describe(network.init, apply, network.image_shape)
 
 
 @functools.lru_cache(maxsize=32)  # To trace a deep network takes seconds.

@@ -23,7 +23,8 @@ from kdjax.types import UserError
 
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes JSON in one rename: a reader sees the old file or the whole new one."""
-    temporary = path.with_name(path.name + ".tmp")
+    # Processes may share a work directory, each with trainings of its own.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with open(temporary, "w") as file:
         json.dump(value, file, indent=2, sort_keys=True)
         file.flush()

@@ -74,3 +74,20 @@ def test_other_errors_pass_through(tmp_path):
         workdir.full_disk_is_a_user_error(tmp_path),
     ):
         raise RuntimeError("something else")
+
+
+def test_processes_that_write_one_file_do_not_take_each_others(tmp_path, monkeypatch):
+    path, mine = tmp_path / "seconds.json", workdir.os.getpid()
+    replace, done = type(path).replace, []
+
+    def interrupted(temporary, target):
+        if not done:  # Between my writing and my renaming, another writes and renames.
+            done.append(True)
+            monkeypatch.setattr(workdir.os, "getpid", lambda: mine + 1)
+            workdir.write_json(path, {"theirs": 1})
+        return replace(temporary, target)
+
+    monkeypatch.setattr(type(path), "replace", interrupted)
+    workdir.write_json(path, {"mine": 1})
+    assert json.loads(path.read_text()) == {"mine": 1}
+    assert [x.name for x in tmp_path.iterdir()] == ["seconds.json"]

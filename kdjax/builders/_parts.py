@@ -112,8 +112,8 @@ class Parts:
     def _distillation(self, num_steps: int) -> Built:
         train, distill = self.config.student.train, self.config.distill
         setting = Setting(train.batch_size, lambda: sources.labels(self.splits.train))
-        described = (features.describe(x) for x in (self.student, self.teacher))
-        sides = Sides(*described, setting)
+        student, teacher = (features.describe(x) for x in (self.student, self.teacher))
+        sides = Sides(student, teacher, setting)
         return distill_objective(distill, train, num_steps, sides)
 
     @property

@@ -149,8 +149,7 @@ def _with_objective(parts: Parts, distill: Mapping[str, Any]) -> Parts:
     Teachers whose features are read run online: the one cache holds logits.
     """
     config = parts.config.copy_and_resolve_references()
-    config.lock()  # What is no key of `distill` is a mistake.
-    config.distill.terms.unlock()
+    config.distill.terms.unlock()  # Not the rest: what is no key is a mistake.
     share = config.student.train.num_epochs / config.methods.of_epochs
     try:
         config.distill.update(_scaled(distill, share))
