@@ -18,6 +18,10 @@ Run:
     --config.dataset.path=data/fashion_mnist.npz
 Without the path, the images come through TensorFlow Datasets.
 
+Variant mlp: 784-256-256-10 instead, by Adam, for two CPU cores:
+  python -m kdjax.main --config=configs/born_again.py:mlp \
+    --config.dataset.path=data/fashion_mnist.npz
+
 Try it in seconds, on any machine, without a download (on the embedded digits):
   python -m kdjax.main --config=configs/born_again.py:smoke
 """
@@ -28,14 +32,15 @@ from kdjax import default_config
 
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
-    """Returns the setting above, or a tiny one if `variant` is 'smoke'."""
-    if variant not in ("", "smoke"):
-        raise ValueError(f"Expected variant '' or 'smoke', got {variant!r}.")
+    """Returns the setting above, one for CPUs, or a tiny one."""
+    if variant not in ("", "mlp", "smoke"):
+        raise ValueError(f"Expected variant '', 'mlp' or 'smoke', got {variant!r}.")
 
     config = default_config.get_config()
     config.recipe = "born_again"
     with config.unlocked():
         config.born_again = default_config.born_again()
+    config.student.model.unlock()  # For the arguments of a model.
     config.distill.terms.unlock()  # Others may join: cwtm or dkpp, as in the paper.
     config.seeds = (0, 1, 2, 3, 4)
     # An epoch has 429 steps: dispatches of one length compile one program.
@@ -48,6 +53,10 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     train.optimizer.update(nesterov=True, weight_decay=5e-4)
     train.augment.update(crop_padding=2, flip=True)
     config.distill.update(temperature=1.0, alpha=0.5)
+    if variant == "mlp":
+        config.student.model.update(name="mlp", hidden=(256, 256))
+        train.optimizer.update(name="adamw", weight_decay=1e-4)
+        train.learning_rate.base = 1e-3
     if variant == "smoke":
         config = default_config.smoke(config)
         config.eval_every_epochs = 1
