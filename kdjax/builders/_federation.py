@@ -12,7 +12,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from kdjax import (
-    features,
     federation,
     fingerprints,
     losses,
@@ -24,16 +23,13 @@ from kdjax.builders._checks import plain
 from kdjax.builders._networks import optimizer_fn
 from kdjax.builders._objectives import (
     Built,
-    Sides,
-    distill_objective,
     label_objective,
     optimizer_hparams,
 )
 from kdjax.builders._parts import Parts
 from kdjax.builders._roles import Role, no_teacher, run_teacher
-from kdjax.builders._terms import Setting
 from kdjax.data import partitions, sources
-from kdjax.federation import Broadcast, ClientsState, ServerState, Shard, Upload
+from kdjax.federation import Broadcast, ServerState, Shard, Upload
 from kdjax.training import Training, predict_split
 from kdjax.types import Batch, HParams, Outputs, UserError, Values, Variables
 
@@ -82,7 +78,7 @@ class Federation:
             _ = self.public
 
     @functools.cached_property
-    def _labels(self) -> np.ndarray:
+    def labels(self) -> np.ndarray:
         return sources.labels(self.parts.splits.train)
 
     @functools.cached_property
@@ -90,7 +86,7 @@ class Federation:
         """The ids of each client, by level and seed."""
         divide = DIVISIONS[self.config.partition]
         return {
-            (name, seed): divide(self._labels, self.config.num_clients, level, seed)
+            (name, seed): divide(self.labels, self.config.num_clients, level, seed)
             for name, level in self.levels.items()
             for seed in self.parts.config.seeds
         }
@@ -105,7 +101,7 @@ class Federation:
     def label_counts(self, level: str, seed: int) -> np.ndarray:
         classes = self.parts.splits.train.num_classes
         return partitions.label_counts(
-            self._labels, self._partitions[level, seed], classes
+            self.labels, self._partitions[level, seed], classes
         )
 
     @functools.cached_property
@@ -123,38 +119,68 @@ class Federation:
         return splits
 
     def round_training(self, method: str, level: str, seed: int) -> Training:
-        section = ConfigDict(self.parts.config.teacher.train)
-        section.num_epochs = self.config.rounds  # Of schedules: a step is a round.
-        hparams = {
-            **optimizer_hparams(section, 1),
-            **self._built(method).hparams,
-            "dropout": schedules.Constant(self.config.dropout),
-            **self._server_hparams(),
-        }
-        pool = {}
-        if method == "feddf":
-            train = self.public.train
-            pool = train.take(np.arange(len(train)))["image"]
-
-        def init() -> ServerState:
-            init_rng, rng = jax.random.split(jax.random.key(seed))
-            memory = self.config.fedgkd.memory if method == "fedgkd" else 0
-            variables = self.parts.teacher.init(init_rng)
-            return federation.init_server(variables, rng, memory=memory)
-
+        train = self.parts.config.teacher.train
         return self.parts.custom_training(
             key=method,
             name=f"{method}, {level}, seed {seed}",
-            train=section,
+            train=train,
             seed=seed,
-            init=init,
+            init=functools.partial(self.server, method, seed),
             train_step=self._round_step(method),
-            constants={"shards": self.shards(level, seed), "pool": pool},
-            hparams=hparams,
+            constants={"shards": self.shards(level, seed), "pool": self._pool(method)},
+            hparams=self._hparams(method),
             evaluate=lambda state: {"test_accuracy": self.accuracy(state.variables)},
             loader=NoBatches(),
             num_steps=self.config.rounds,
         )
+
+    def server(self, method: str, seed: int) -> ServerState:
+        """Before the first round."""
+        init_rng, rng = jax.random.split(jax.random.key(seed))
+        memory = self.config.fedgkd.memory if method == "fedgkd" else 0
+        variables = self.parts.teacher.init(init_rng)
+        return federation.init_server(variables, rng, memory=memory)
+
+    def client(
+        self, method: str, level: str, seed: int, client: int
+    ) -> Callable[[Broadcast, int], Upload]:
+        """What one client by itself, with its own examples alone, does in a round."""
+        shard = jax.tree.map(lambda x: x[client], self.shards(level, seed))
+        local_update, hparams = self.local_update(method), self._hparams(method)
+        rng = self.server(method, seed).rng
+        program = jax.jit(functools.partial(federation.work, local_update))
+
+        def work(message: Broadcast, round_index: int) -> Upload:
+            arguments = client, shard, rng, round_index, hparams
+            upload, _ = program(message, *arguments)
+            return upload
+
+        return work
+
+    def serve(
+        self, method: str
+    ) -> Callable[[ServerState, Upload, np.ndarray], ServerState]:
+        """The server by itself: what it does with the uploads of a round."""
+        fuse = self._make_fuse(method)(self._pool(method))
+        program = jax.jit(functools.partial(federation.serve, fuse))
+        return lambda *arguments: program(*arguments, self._hparams(method))
+
+    def _pool(self, method: str) -> Any:
+        if method != "feddf":
+            return ()
+        train = self.public.train
+        return train.take(np.arange(len(train)))["image"]
+
+    def _hparams(self, method: str) -> HParams:
+        """Schedules of the rounds, and the server's, of its steps in a round."""
+        train = ConfigDict(self.parts.config.teacher.train)
+        train.num_epochs = self.config.rounds  # A step is a round.
+        return {
+            **optimizer_hparams(train, 1),
+            **self._built(method).hparams,
+            "dropout": schedules.Constant(self.config.dropout),
+            **self._server_hparams(),
+        }
 
     def _built(self, method: str) -> Built:
         """What a client minimises in a round."""
@@ -186,7 +212,7 @@ class Federation:
         constants = dict(b1=0.9, b2=0.999, weight_decay=0.0, ema_decay=0.0)
         constants["clip_norm"] = section.clip_norm
         constant = {k: schedules.Constant(x) for k, x in constants.items()}
-        named = {"learning_rate": rate, **constant}
+        named: HParams = {"learning_rate": rate, **constant}
         return {federation.SERVER + name: x for name, x in named.items()}
 
     def local_update(self, method: str) -> federation.LocalUpdate:
@@ -216,14 +242,18 @@ class Federation:
 
         return federation.make_round_step(
             self.local_update(method),
-            self._make_fuse if method == "feddf" else lambda pool: federation.average,
+            self._make_fuse(method),
             num_clients=self.config.num_clients,
             num_participants=self.num_participants,
             num_devices=devices.num_devices,
             place=place,
         )
 
-    def _make_fuse(self, pool: Any) -> federation.Fuse:
+    def _make_fuse(self, method: str) -> Callable[[Any], federation.Fuse]:
+        """From the pool of images without labels to what the server does."""
+        return self._distil if method == "feddf" else lambda pool: federation.average
+
+    def _distil(self, pool: Any) -> federation.Fuse:
         section, apply = self.config.feddf, self.parts.teacher.apply
 
         def objective(
@@ -246,7 +276,7 @@ class Federation:
         return federation.make_distilled_average(
             step,
             optimizer,
-            pool,
+            jnp.asarray(pool),
             num_steps=section.num_steps,
             batch_size=section.batch_size,
         )
@@ -256,91 +286,15 @@ class Federation:
         predict_step = steps.make_predict_step(self.parts.teacher.apply)
         return self.parts.devices.predict_program(predict_step)
 
-    @functools.cached_property
-    def _predict_all(self) -> Callable[[Variables, Any], np.ndarray]:
-        predict_step = steps.make_predict_step(self.parts.student.apply)
-        every = jax.vmap(predict_step, in_axes=(0, None), out_axes=1)
-        return self.parts.devices.predict_program(every)
-
-    def _eval_size(self, count: int = 1) -> int:
+    def eval_size(self, count: int = 1) -> int:
+        """How many images `count` models see at once."""
         devices = self.parts.devices.num_devices
         return devices * max(1, _EVAL_IMAGES // (count * devices))
 
     def accuracy(self, variables: Variables) -> float:
         test = self.parts.splits.test
-        logits, labels = predict_split(
-            self._predict, variables, test, self._eval_size()
-        )
+        logits, labels = predict_split(self._predict, variables, test, self.eval_size())
         return 100 * float(np.mean(logits.argmax(axis=-1) == labels))
-
-    def personal_training(
-        self, level: str, seed: int, teacher: Variables | None
-    ) -> Training:
-        train = self.parts.config.student.train
-        built = label_objective(train)
-        teacher_fn, name = no_teacher, "alone"
-        if teacher is not None:
-            built = self._distillation()
-            teacher_fn = functools.partial(run_teacher, self.parts.teacher.apply)
-            name = "personal"
-        role = Role("student", self.parts.student, train, built, teacher_fn)
-        hparams = {**optimizer_hparams(train, 1), **built.hparams}
-
-        def init() -> ClientsState:
-            # All begin alike, as they would from one broadcast.
-            one = role.init_state(seed, hparams)
-            keys = jax.random.split(one.rng, self.config.num_clients)
-            clients = jax.vmap(lambda rng: one.replace(rng=rng))(keys)
-            return ClientsState(jnp.zeros((), jnp.int32), clients)
-
-        return self.parts.custom_training(
-            key=name,
-            name=f"{name}, {level}, seed {seed}",
-            train=train,
-            seed=seed,
-            init=init,
-            train_step=federation.make_local_step(
-                role.train_step(None), batch_size=train.batch_size
-            ),
-            constants={"shards": self.shards(level, seed), "teacher": teacher or {}},
-            hparams=hparams,
-            evaluate=lambda state: {},
-            loader=NoBatches(),
-        )
-
-    def _distillation(self) -> Built:
-        """What a client's own model minimises beside its teacher."""
-        train = self.parts.config.student.train
-        described = map(features.describe, (self.parts.student, self.parts.teacher))
-        sides = Sides(*described, Setting(train.batch_size, lambda: self._labels))
-        return distill_objective(
-            self.parts.config.distill, train, train.num_epochs, sides
-        )
-
-    def personal_scores(
-        self, state: ClientsState, level: str, seed: int
-    ) -> Mapping[str, Any]:
-        """Accuracy on all classes alike, and on each client's own mixture of them.
-
-        The latter weighs the test images of each class by the client's share of it.
-        """
-        counts = self.label_counts(level, seed)
-        logits, labels = predict_split(
-            self._predict_all,
-            state.clients.eval_variables,
-            self.parts.splits.test,
-            self._eval_size(len(counts)),
-        )
-        right = logits.argmax(axis=-1) == labels[:, None]  # [N, clients]
-        classes = np.arange(counts.shape[1])
-        by_class = [right[labels == c].mean(axis=0) for c in classes]
-        shares = counts / counts.sum(axis=1, keepdims=True)
-        own = np.sum(np.stack(by_class, axis=1) * shares, axis=1)
-        return {
-            "own": 100 * float(own.mean()),
-            "everybody": 100 * float(right.mean()),
-            "own_by_client": (100 * own).tolist(),
-        }
 
     def traffic(self) -> dict[str, tuple[int, int]]:
         """Bytes down to and up from one client in a round."""

@@ -22,12 +22,21 @@ from kdjax.federation.consensus import (
     make_consensus_step,
     make_start_step,
 )
-from kdjax.federation.messages import Broadcast, PublicLogits, Upload, num_bytes
+from kdjax.federation.messages import (
+    Broadcast,
+    PublicLogits,
+    Upload,
+    check,
+    num_bytes,
+)
 from kdjax.federation.rounds import (
     SERVER,
     ServerState,
+    broadcast,
     init_server,
     make_round_step,
+    serve,
+    work,
 )
 from kdjax.federation.selection import arrivals, participants
 from kdjax.federation.server import Fuse, average, make_distilled_average, read_clients
@@ -47,6 +56,8 @@ __all__ = [
     "Upload",
     "arrivals",
     "average",
+    "broadcast",
+    "check",
     "init_server",
     "make_consensus_step",
     "make_distilled_average",
@@ -58,4 +69,6 @@ __all__ = [
     "participants",
     "read_clients",
     "run_epochs",
+    "serve",
+    "work",
 ]

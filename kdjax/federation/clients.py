@@ -146,11 +146,12 @@ def make_local_step(
 
     `local_step(state, constants, batch, hparams)`: `constants` hold the `shards` of
     all clients and the variables of their one `teacher`; there is no batch, since
-    clients make their own.
+    clients make their own. Schedules are of the epochs.
     """
 
     def local_step(state, constants, batch, hparams):
         del batch
+        hparams = frozen(hparams, state.step)
 
         def one(client, shard):
             rng = key_of(client.rng, Purpose.ORDER, state.step)
@@ -173,7 +174,7 @@ def make_local_step(
     return local_step
 
 
-def frozen(hparams: HParams, step: jax.Array) -> HParams:
+def frozen(hparams: HParams, step: Any) -> HParams:
     """The schedules as they stand at `step`, for the steps within it."""
     values = steps.hyperparameters(hparams, step)
     return {name: schedules.Constant(value) for name, value in values.items()}

@@ -89,18 +89,17 @@ def make_round_step(
         is_real = jnp.arange(num_participants + ghosts) < num_participants
         shards = jax.tree.map(lambda x: x[clients], constants["shards"])
         shards = shards.replace(size=jnp.where(is_real, shards.size, 0))
-        broadcast = Broadcast(state.variables, _teacher(state))
-        uploads, client_losses = _work(
-            local_update, broadcast, *place((clients, shards)), state, hparams
-        )
-        here = is_real & selection.arrivals(
-            state.rng,
-            state.step,
-            clients,
-            steps.hyperparameters(hparams, state.step)["dropout"],
-        )
+        clients, shards = place((clients, shards))
+        message = broadcast(state)
+        uploads, client_losses = jax.vmap(
+            lambda client, shard: work(
+                local_update, message, client, shard, state.rng, state.step, hparams
+            )
+        )(clients, shards)
+        dropout = steps.hyperparameters(hparams, state.step)["dropout"]
+        here = selection.arrivals(state.rng, state.step, clients, dropout) & is_real
         weights = jnp.where(here, uploads.num_examples, 0)
-        new = _serve(make_fuse(constants["pool"]), state, uploads, weights, hparams)
+        new = serve(make_fuse(constants["pool"]), state, uploads, weights, hparams)
         metrics = {
             "loss": weighted_mean(client_losses, weights),
             "arrived": jnp.sum(here.astype(jnp.float32)),
@@ -110,40 +109,78 @@ def make_round_step(
     return round_step
 
 
-def _work(
+def broadcast(state: ServerState) -> Broadcast:
+    """What the server sends in a round: its model, and the mean of its last ones.
+
+    Of the latter as many as it remembers, or as there have been.
+    """
+    teacher: Variables = {}
+    if state.history:
+        memory = len(jax.tree.leaves(state.history)[0])
+        known = (jnp.arange(memory) <= state.step).astype(jnp.float32)
+        teacher = losses.federated_average(state.history, weights=known)
+    return Broadcast(state.variables, teacher)
+
+
+def work(
     local_update: LocalUpdate,
-    broadcast: Broadcast,
-    clients: jax.Array,
-    shards: Shard,
-    state: ServerState,
+    message: Broadcast,
+    client: jax.Array | int,
+    shard: Shard,
+    rng: jax.Array,
+    round_index: jax.Array | int,
     hparams: Any,
 ) -> tuple[Upload, jax.Array]:
-    """The clients' side: each sees the broadcast and its own shard."""
-    key = selection.key_of(state.rng, Purpose.CLIENTS, state.step)
-    local_hparams = frozen(hparams, state.step)
+    """One client's side of a round, and its loss, which no server reads.
 
-    def one(client, shard):
-        rng = jax.random.fold_in(key, client)
-        upload, loss = local_update(broadcast, shard, local_hparams, rng)
-        size = jax.ShapeDtypeStruct((), jnp.float32)
-        messages.check(upload, Upload(broadcast.variables, size))
-        return upload, loss
+    Args:
+      local_update: what the client does.
+      message: from the server.
+      client: its number in the federation.
+      shard: its examples.
+      rng: the federation's key.
+      round_index: counted from 0.
+      hparams: the schedules, of the rounds.
 
-    return jax.vmap(one)(clients, shards)
+    Raises:
+      ValueError: if the upload holds anything but variables and a number.
+    """
+    key = selection.key_of(rng, Purpose.CLIENTS, round_index)
+    upload, loss = local_update(
+        message, shard, frozen(hparams, round_index), jax.random.fold_in(key, client)
+    )
+    size = jax.ShapeDtypeStruct((), jnp.float32)
+    messages.check(upload, Upload(message.variables, size))
+    return upload, loss
 
 
-def _serve(
+def serve(
     fuse: Fuse, state: ServerState, uploads: Upload, weights: jax.Array, hparams: Any
 ) -> ServerState:
-    """The server's side: it sees the uploads that arrived."""
+    """The server's side of a round.
+
+    Args:
+      fuse: what it does with the uploads.
+      state: before the round.
+      uploads: along a first axis.
+      weights: of these, 0 where an upload did not arrive: it is not looked at.
+      hparams: the schedules; the server's own have names that begin with `server.`.
+    """
     key = selection.key_of(state.rng, Purpose.SERVER, state.step)
     own_hparams = {
         name.removeprefix(SERVER): schedule
         for name, schedule in hparams.items()
         if name.startswith(SERVER)
     }
+
+    def arrived(upload: jax.Array, old: jax.Array) -> jax.Array:
+        is_here = (weights > 0).reshape(-1, *(1,) * old.ndim)
+        return jnp.where(is_here, upload, old[None])  # Not even a NaN crosses.
+
+    seen = jax.tree.map(arrived, uploads.variables, state.variables)
     anybody = jnp.any(weights > 0)
-    fused = fuse(uploads, jnp.where(anybody, weights, 1.0), own_hparams, key)
+    safe_weights = jnp.where(anybody, weights, 1.0)
+    fused = fuse(Upload(seen, weights), safe_weights, own_hparams, key)
     variables = jax.tree.map(
         lambda new, old: jnp.where(anybody, new, old), fused, state.variables
     )
@@ -152,13 +189,4 @@ def _serve(
         state.history,
         variables if state.history else {},
     )
-    return state.replace(step=state.step + 1, variables=variables, history=history)
-
-
-def _teacher(state: ServerState) -> Variables:
-    """The mean of the last global models, of as many as there have been."""
-    if not state.history:
-        return {}
-    memory = len(jax.tree.leaves(state.history)[0])
-    known = jnp.arange(memory) <= state.step
-    return losses.federated_average(state.history, weights=known.astype(jnp.float32))
+    return ServerState(state.step + 1, variables, history, state.rng)

@@ -9,7 +9,6 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from kdjax import federation, losses, models, networks, optimizers, schedules, steps
-from kdjax.data import partitions
 from kdjax.federation import Broadcast, ServerState, Shard, Upload, selection
 from kdjax.objectives import Term, weighted_sum
 from kdjax.types import Outputs
@@ -202,6 +201,26 @@ def test_padding_changes_nothing():
     _assert_close(padded, short)
 
 
+@pytest.mark.parametrize("kind", ["round", "epoch"])
+def test_schedules_are_of_rounds_and_of_local_epochs(kind):
+    """A rate of 0 from the second on: the first moves, the second does not."""
+    shards = jax.tree.map(jnp.asarray, _shards())
+    rate = schedules.Step(RATE, 0.0, (1,))
+    hparams = _hparams() | {"learning_rate": rate}
+    rounds = kind == "round"
+    step = _round() if rounds else _local_step()
+    state = _server() if rounds else _own_models(range(CLIENTS))
+
+    def read(state):
+        return state.variables if rounds else state.clients.params
+
+    constants = {"shards": shards, "teacher": {}, "pool": ()}
+    first, _ = step(state, constants, {}, hparams)
+    second, _ = step(first, constants, {}, hparams)
+    assert _differs(read(first), read(state))
+    _assert_close(read(second), read(first))
+
+
 # Rounds.
 
 
@@ -361,6 +380,23 @@ def test_those_who_drop_out_change_nothing():
         one, _ = _run(_round(make_fuse=fuse), state, hparams, shards, 1, _pool())
         two, _ = _run(_round(make_fuse=fuse), state, hparams, changed, 1, _pool())
         _assert_equal(two.variables, one.variables)
+
+
+def test_what_is_lost_on_the_way_may_be_anything():
+    """NaN in the parameters of those who drop out."""
+    state, hparams = _server(), _hparams(dropout=0.4)
+    clients = jnp.asarray(_chosen(state))
+    here = federation.arrivals(state.rng, state.step, clients, 0.4)
+    sizes = jnp.zeros(CLIENTS, jnp.int32).at[clients].set(jnp.where(here, 4, 5))
+
+    def broken(broadcast, shard, hparams, rng):
+        bad = jnp.where(shard.size == 5, jnp.nan, 1.0)
+        moved = jax.tree.map(lambda x: x + bad, broadcast.variables)
+        return Upload(moved, shard.size.astype(jnp.float32)), jnp.float32(0)
+
+    new, _ = _run(_round(broken), state, hparams, _shards().replace(size=sizes))
+    _assert_close(new.variables, jax.tree.map(lambda x: x + 1, state.variables))
+    assert not bool(here.all())
 
 
 @pytest.mark.parametrize("leak", ["image", "more", "dtype"])
@@ -546,48 +582,39 @@ def test_a_server_state_is_all_there_is():
 # Own models.
 
 
+@functools.cache
+def _local_step():
+    objective = weighted_sum(HARD)
+    train_step = steps.make_train_step(NETWORK.apply, _no_teacher, objective, SGD)
+    return jax.jit(federation.make_local_step(train_step, batch_size=BATCH))
+
+
+def _own_models(clients):
+    variables = NETWORK.init(jax.random.key(0))
+    states = [
+        steps.init_state(variables, SGD, _hparams(), jax.random.key(c)) for c in clients
+    ]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *states)
+    return federation.ClientsState(jnp.int32(0), stacked)
+
+
 def test_own_models_are_trained_apart():
     """All clients in one state equal each by itself, and keep to their examples."""
     shards = jax.tree.map(jnp.asarray, _shards())
-    train_step = steps.make_train_step(
-        NETWORK.apply, _no_teacher, weighted_sum(HARD), SGD
-    )
-    step = jax.jit(federation.make_local_step(train_step, batch_size=BATCH))
-
-    def begin(clients):
-        states = [
-            steps.init_state(
-                NETWORK.init(jax.random.key(0)), SGD, _hparams(), jax.random.key(c)
-            )
-            for c in clients
-        ]
-        stacked = jax.tree.map(lambda *x: jnp.stack(x), *states)
-        return federation.ClientsState(jnp.int32(0), stacked)
 
     def train(clients, shards):
-        state = begin(clients)
+        state = _own_models(clients)
         for _ in range(2):
             constants = {"shards": shards, "teacher": {}}
-            state, metrics = step(state, constants, {}, _hparams())
+            state, metrics = _local_step()(state, constants, {}, _hparams())
         return state.clients.params, metrics["loss"]
 
     together, loss = train(range(CLIENTS), shards)
-    losses_alone, sizes = [], np.asarray(shards.size)
-    for client in range(CLIENTS):
-        own = jax.tree.map(lambda x, c=client: x[c : c + 1], shards)
-        alone, one_loss = train([client], own)
-        losses_alone.append(float(one_loss))
-        _assert_close(
-            jax.tree.map(lambda x, c=client: x[c], together),
-            jax.tree.map(lambda x: x[0], alone),
-        )
-    np.testing.assert_allclose(loss, np.average(losses_alone, weights=sizes), rtol=1e-5)
-
-
-def test_partitions_become_shards():
-    labels = np.arange(60) % CLASSES
-    parts = partitions.dirichlet(labels, 3, alpha=5.0, seed=0)
-    ids, sizes = partitions.pad(parts)
-    assert [ids[k, : sizes[k]].tolist() for k in range(3)] == [
-        p.tolist() for p in parts
+    alone = [
+        train([c], jax.tree.map(lambda x, c=c: x[c : c + 1], shards))
+        for c in range(CLIENTS)
     ]
+    stacked = jax.tree.map(lambda *x: jnp.concatenate(x), *(x for x, _ in alone))
+    _assert_close(together, stacked)
+    mean = np.average([x for _, x in alone], weights=np.asarray(shards.size))
+    np.testing.assert_allclose(loss, mean, rtol=1e-5)

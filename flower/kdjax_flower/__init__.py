@@ -1,0 +1,1 @@
+"""Federated distillation, in processes of their own."""
