@@ -119,6 +119,8 @@ def heatmap(
         image = axes.imshow(array, cmap="cividis", aspect="auto")
         axes.grid(False)
         axes.set_xticks(range(len(columns)), columns)
+        if len(columns) > 14:
+            axes.tick_params(axis="x", labelsize=7)
         axes.set_yticks(range(len(rows)), rows)
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.set_title(title)
