@@ -301,10 +301,9 @@ def federated() -> config_dict.ConfigDict:
             accept_gain=config_dict.placeholder(float),  # Least, over clients alone.
         ),
         personal_teacher="feddf",  # Whose global model the clients' own learn from.
-        # Accuracies by method, one for each level.
-        published=config_dict.ConfigDict(),
-        # The least mean gain by method, one for each level, None for any.
-        accept_gain=config_dict.ConfigDict(),
+        # By method, pairs of a partition and a number: (("dirichlet_0.1", 71.81),).
+        published=config_dict.ConfigDict(),  # Accuracies in %.
+        accept_gain=config_dict.ConfigDict(),  # The least mean gain over FedAvg.
     )
 
 

@@ -65,20 +65,28 @@ def check(config: ConfigDict) -> None:
             f"{federated.personal_teacher!r} and {tuple(methods)}: add it."
         )
     _expect(config, "personal_teacher", lambda x: x in ROUNDS, f"one of {ROUNDS}")
-    _check_levels(federated)
     if "fedmd" in methods:
         _check_fedmd(config)
     _check_unused(config)
 
 
-def _check_levels(federated: ConfigDict) -> None:
-    for name in ("published", "accept_gain"):
-        for method, values in federated[name].items():
-            if len(values) != len(federated.levels):
-                raise UserError(
-                    f"Expected federated.{name}.{method} to have a value for each of "
-                    f"federated.levels {tuple(federated.levels)}, got {tuple(values)}."
-                )
+def by_partition(section: ConfigDict) -> dict[str, dict[str, float]]:
+    """Numbers by method and partition, from a config's pairs.
+
+    Raises:
+      UserError: if they are no pairs of a name and a number.
+    """
+    try:
+        return {
+            method: {str(name): float(number) for name, number in pairs}
+            for method, pairs in section.items()
+        }
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            "Expected federated.published and federated.accept_gain to have for each "
+            'method pairs such as ("dirichlet_0.1", 71.81), got '
+            f"{section.to_dict()}."
+        ) from error
 
 
 def _check_fedmd(config: ConfigDict) -> None:

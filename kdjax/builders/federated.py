@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from kdjax import networks
 from kdjax.builders._checks import plain
-from kdjax.builders._federated_checks import check
+from kdjax.builders._federated_checks import by_partition, check
 from kdjax.builders._federation import ROUNDS, Federation
 from kdjax.builders._fedmd import FedMD, build_fedmd
 from kdjax.builders._parts import assemble
@@ -76,8 +76,8 @@ class Experiment:
     participants: int
     fedmd: FedMD | None
     inputs: Callable[[str, str, int], Mapping[str, Any]]
-    published: Mapping[str, Mapping[str, float | None]]
-    accept_gain: Mapping[str, Mapping[str, float | None]]
+    published: Mapping[str, Mapping[str, float]]
+    accept_gain: Mapping[str, Mapping[str, float]]
     source: str
     rounds: int
     config: Mapping[str, Any]
@@ -91,13 +91,6 @@ def build(config: ConfigDict) -> Experiment:
     made = Federation(parts, names)
     made.check()
     personal = Personal(made)
-    of_level = {
-        key: {m: dict(zip(names, x, strict=True)) for m, x in plain(section).items()}
-        for key, section in (
-            ("published", config.federated.published),
-            ("accept_gain", config.federated.accept_gain),
-        )
-    }
     return Experiment(
         splits=parts.splits,
         seeds=tuple(config.seeds),
@@ -123,8 +116,8 @@ def build(config: ConfigDict) -> Experiment:
             else None
         ),
         inputs=made.inputs,
-        published=of_level["published"],
-        accept_gain=of_level["accept_gain"],
+        published=by_partition(config.federated.published),
+        accept_gain=by_partition(config.federated.accept_gain),
         source=config.published.source,
         rounds=config.federated.rounds,
         config=plain(config),

@@ -63,23 +63,22 @@ def write(experiment: Experiment, workdir: pathlib.Path, command: str) -> None:
 
 def _round_arms(experiment: Experiment, workdir: pathlib.Path) -> Iterator[study.Arm]:
     for level in experiment.levels:
-        for method in (m for m in experiment.methods if m in ROUNDS):
-            values = {
-                seed: result["accuracy"]
-                for seed in experiment.seeds
-                if (result := _result(cell(workdir, method, level, seed)))
-            }
+        found = {
+            method: _values(experiment, workdir, method, level, "accuracy")
+            for method in experiment.methods
+            if method in ROUNDS
+        }
+        for method, values in found.items():
             if not values:
                 continue
-            against = AGAINST.get(method)
+            against = AGAINST.get(method, "")
             gain = experiment.accept_gain.get(method, {}).get(level)
-            has_reference = against in experiment.methods
             yield study.Arm(
                 f"{method}_{level}",
                 f"{TITLES[method]}, {_words(level)}",
                 values,
                 published=experiment.published.get(method, {}).get(level),
-                against=f"{against}_{level}" if has_reference else None,
+                against=f"{against}_{level}" if found.get(against) else None,
                 accept_gain=None if gain is None else (gain, None),
                 note=_traffic(experiment, *experiment.traffic[method]),
             )
@@ -91,11 +90,7 @@ def _personal_arms(
     for level in experiment.levels:
         for key, measured in MEASURES.items():
             for kind, who in (("alone", "alone"), ("personal", "taught")):
-                values = {
-                    seed: result[key]
-                    for seed in experiment.seeds
-                    if (result := _result(cell(workdir, kind, level, seed)))
-                }
+                values = _values(experiment, workdir, kind, level, key)
                 if values:
                     yield study.Arm(
                         f"{kind}_{key}_{level}",
@@ -105,17 +100,28 @@ def _personal_arms(
                     )
 
 
+def _values(
+    experiment: Experiment, workdir: pathlib.Path, method: str, level: str, key: str
+) -> dict[int, float]:
+    """What is done so far, by seed."""
+    found = {
+        seed: read_json(cell(workdir, method, level, seed) / "result.json")
+        for seed in experiment.seeds
+    }
+    return {seed: result[key] for seed, result in found.items() if result}
+
+
 def _fedmd_arms(experiment: Experiment, workdir: pathlib.Path) -> Iterator[study.Arm]:
     if experiment.fedmd is None:
         return
     size = experiment.fedmd.bytes_each_way
     clients = sum(map(len, experiment.fedmd.clients.values()))
     for arm in FEDMD_ARMS:
-        values = {
-            seed: result["accuracy"]
+        found = {
+            seed: read_json(fedmd_cell(workdir, arm, seed) / "result.json")
             for seed in experiment.seeds
-            if (result := _result(fedmd_cell(workdir, arm, seed)))
         }
+        values = {seed: x["accuracy"] for seed, x in found.items() if x}
         if not values:
             continue
         low = experiment.fedmd.accept_gain
@@ -239,7 +245,3 @@ def _holding(name: str, counts: Any, names: Sequence[str], title: str) -> Drawin
         digits=None,
         label="Examples",
     )
-
-
-def _result(directory: pathlib.Path) -> Mapping[str, Any] | None:
-    return read_json(directory / "result.json")

@@ -30,8 +30,6 @@ def _config(**updates):
         personal_teacher="fedavg",
     )
     config.federated.update(small)
-    for section in (config.federated.published, config.federated.accept_gain):
-        section.update({method: (None,) for method in section})
     config.update_from_flattened_dict(updates)
     return config
 
@@ -173,7 +171,7 @@ def test_clients_of_every_seed_fill_the_same_program():
         ({"federated.methods": ("fedprox",)}, "federated.methods to be some of"),
         ({"federated.methods": ()}, "federated.methods to be some of"),
         ({"federated.levels": (0.0,)}, "federated.levels to be different positive"),
-        ({"federated.levels": (1.0, 2.0)}, "a value for each of"),
+        ({"federated.published.fedavg": (71.81,)}, "to have for each method pairs"),
         ({"federated.partition": "iid"}, "federated.partition to be one of"),
         ({"federated.partition": "shards"}, "whole numbers"),
         ({"federated.participation": 0.0}, "federated.participation to be above 0"),

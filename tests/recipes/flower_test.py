@@ -30,8 +30,6 @@ def get_config(variant=""):
     config.federated.update(
         methods=(variant,), levels=(1.0,), num_clients={CLIENTS}, rounds={ROUNDS},
         participation=0.67, dropout=0.0)
-    for section in (config.federated.published, config.federated.accept_gain):
-        section.update({{method: (None,) for method in section}})
     return config
 """
 
