@@ -7,6 +7,7 @@ on the student's frozen features. There the teacher sees the luminance of STL-10
 student its colour. Here:
 
   ''       MNIST: the teacher sees the left half of a digit, the student the right one
+  mlp      the same with multilayer perceptrons, shorter, for two CPU cores
   color    CIFAR-10: the teacher sees luminance, the student chrominance
   smoke    the halves of the embedded digits, in seconds
 
@@ -44,11 +45,13 @@ from ml_collections import config_dict
 
 from kdjax import default_config
 
+VARIANTS = ("", "mlp", "color", "smoke")
+
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
-    """Returns the halves of MNIST, or the variant 'color' or 'smoke'."""
-    if variant not in ("", "color", "smoke"):
-        raise ValueError(f"Expected variant '', 'color' or 'smoke', got {variant!r}.")
+    """Returns the halves of MNIST, or the variant 'mlp', 'color' or 'smoke'."""
+    if variant not in VARIANTS:
+        raise ValueError(f"Expected variant out of {VARIANTS}, got {variant!r}.")
 
     config = default_config.get_config()
     config.recipe = "cross_modal"
@@ -68,6 +71,8 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         model.train.optimizer.update(name="adamw", weight_decay=0.01)
         model.train.learning_rate.update(schedule="cosine", base=1e-3)
     _compare(config, "pooled", num_negatives=4096)
+    if variant == "mlp":
+        _perceptrons(config)
     if variant == "color":
         _color(config)
     return _smoke(config) if variant == "smoke" else config
@@ -82,6 +87,14 @@ def _compare(config: config_dict.ConfigDict, layer: str, num_negatives: int) -> 
         kd=dict(loss="soft_target", weight=1.0, temperature=4.0),
         crd=dict(loss="crd", weight=1.0, num_negatives=num_negatives, **layers),
     )
+
+
+def _perceptrons(config: config_dict.ConfigDict) -> None:
+    for model in (config.teacher, config.student):
+        model.model.update(name="mlp", hidden=(256, 256))
+        model.train.num_epochs = 10
+    config.cross_modal.update(labels=(10, 100))
+    _compare(config, "hidden2", num_negatives=1024)
 
 
 def _color(config: config_dict.ConfigDict) -> None:
