@@ -140,7 +140,12 @@ def _check(config: ConfigDict) -> None:
 def _seeing(parts: Parts) -> Parts:
     """The parts with networks that see one modality each."""
     config, source = parts.config, parts.splits.train
-    assert isinstance(source, sources.ArraySource)
+    if not isinstance(source, sources.ArraySource):
+        raise UserError(
+            "Expected a set that fits into memory for cross-modal transfer, got "
+            f"{source.name} of {len(source)} images on disk: set a smaller "
+            "dataset.image_size, or take a smaller set."
+        )
     made, predict = {}, {}
     for role in ("teacher", "student"):
         name = config.cross_modal[f"{role}_sees"]
