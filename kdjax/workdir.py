@@ -78,8 +78,8 @@ def require(directory: pathlib.Path) -> None:
     """Raises `UserError` unless the stage of this directory is done."""
     if read_json(directory / "result.json") is None:
         raise UserError(
-            f"Expected a finished stage in {directory}, but it is not done: run it "
-            f"first, with --stages={directory.name} or without --stages."
+            f"Expected a finished training in {directory}, but it is not done: run the "
+            "stage that makes it first, or all of them, without --stages."
         )
 
 

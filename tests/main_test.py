@@ -114,7 +114,7 @@ def test_a_changed_config_is_refused_and_nothing_is_lost(finished):
         (["--config.teacher.checkpoint=/nowhere/x.safetensors"], "/nowhere/x"),
         (["--config.dataset.path=/nowhere/x.npz"], "/nowhere/x.npz"),
         (["--stages=studnt"], "Expected --stages out of"),
-        (["--stages=student"], "run it first, with --stages=teacher"),
+        (["--stages=student"], "run the stage that makes it first"),
         (["--nonsense=1"], "nonsense"),
     ],
 )

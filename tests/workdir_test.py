@@ -15,7 +15,7 @@ def test_a_stage_is_done_only_after_finish(tmp_path):
     stage = tmp_path / "teacher"
     assert workdir.begin(stage, INPUTS) is None
     assert workdir.begin(stage, INPUTS) is None
-    with pytest.raises(UserError, match="run it first, with --stages=teacher"):
+    with pytest.raises(UserError, match="run the stage that makes it first"):
         workdir.require(stage)
     workdir.finish(stage, {"steps": 3})
     assert workdir.begin(stage, INPUTS) == {"steps": 3}
