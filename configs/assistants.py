@@ -12,7 +12,9 @@ Run:
   python -m kdjax.main --config=configs/assistants.py \
     --config.dataset.path=data/fashion_mnist.npz
 
-Measured: not yet.
+Measured (seeds 0 to 2, teacher 15 epochs, the others 10, two CPU cores): teacher 88.98,
+student alone 85.91 +- 0.23, direct 83.76 +- 0.45, through the large one 83.76 +- 0.27,
+the small one 83.64 +- 0.34, both 83.72 +- 0.31: nothing gained by assistants.
 
 Try it in seconds, on any machine, without a download (on the embedded digits):
   python -m kdjax.main --config=configs/assistants.py:smoke

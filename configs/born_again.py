@@ -10,7 +10,11 @@ Published, on other data: 3.5 % errors on CIFAR-10 and 15.5 % on CIFAR-100 (abst
 No published table on Fashion-MNIST was found; accepted is an ensemble of all
 generations that is no worse than the best single one, on the mean of five seeds.
 
-Measured: not yet.
+Measured (mlp, below, five seeds, two CPU cores): labels alone 87.15 +- 0.16,
+generations 87.21 +- 0.09, 87.14 +- 0.15 and 87.28 +- 0.09, ensemble 87.57 +- 0.09,
++0.23 (0.15 to 0.32) over the best single one, ensemble of controls 87.63 +- 0.08. The
+ResNet-8 for three epochs, seeds 0 to 2, on one NVIDIA H200, without its ensemble:
+labels alone 88.91 +- 0.06, generations 88.89 +- 0.18, 88.56 +- 0.23, 88.79 +- 0.17.
 
 Run:
   python benchmarks/fetch_data.py --out=data fashion_mnist

@@ -22,7 +22,10 @@ Run ten epochs of each, by several processes on one accelerator:
   $run --stages=methods --config.methods.only=hint,fitnets,at,nst & wait
   $run --stages=methods,report
 
-Measured: not yet.
+Measured (:short with 3 epochs, seeds 0 to 2, 15 of the methods, one NVIDIA H200, commit
+12dfddd): no teacher 72.08 +- 1.02; 13 of 15 above it in the mean, OFD +14.2, hint
++12.6, FitNets +8.0, ReviewKD +7.0, attention transfer +6.4, SP +6.1, PKT +2.1, DIST
++1.9, KD +1.6, DKD and logits +1.2, VID +1.1, CRD +0.2, RKD -2.1, SimKD -3.5.
 
 Try it in a minute, on any machine, without a download (on the embedded digits):
   python -m kdjax.main --config=configs/cifar_methods.py:smoke

@@ -20,7 +20,10 @@ Variant mlp: 784-256-256-10 instead of the convolutional network, for two CPU co
   python -m kdjax.main --config=configs/ensemble.py:mlp \
     --config.dataset.path=data/fashion_mnist.npz
 
-Measured: not yet.
+Measured (mlp, seeds 0 to 2, 8 epochs, two CPU cores): student alone 89.37 +- 0.11, one
+teacher 89.52 +- 0.13, five 90.11; student of one 88.88 +- 0.10, of five 88.96 +- 0.05
+(logits), 88.94 +- 0.10 (probabilities), 89.02 +- 0.03 (losses): below the student
+alone.
 
 Try it in seconds, on any machine, without a download (on the embedded digits):
   python -m kdjax.main --config=configs/ensemble.py:smoke

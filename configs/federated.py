@@ -16,7 +16,10 @@ Accepted: FedDF 2 points above FedAvg at 0.1; FedGKD no more than 0.5 below FedA
 Then FedDF's global model, which has gathered what the federation knows, teaches every
 client's own, smaller model on the client's own examples, against the same without it.
 
-Measured: not yet.
+Measured (mlp, below, 20 rounds of 2, seeds 0 to 2, two CPU cores): FedAvg 65.48 +-
+5.80, 81.07 +- 3.40, 80.56 +- 4.26; FedDF 66.47 +- 8.07, 78.53 +- 3.13, 80.32 +- 4.12,
+its band missed; FedGKD 68.50 +- 4.29, 81.65 +- 3.22, 82.03 +- 3.19. The CNN was not run
+to its end.
 
 Run:
   python benchmarks/fetch_data.py --out=data mnist fashion_mnist

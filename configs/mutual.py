@@ -24,7 +24,9 @@ epochs, divided by 10 at 30 and 45.
   python -m kdjax.main --config=configs/mutual.py:cifar \
     --config.dataset.path=data/cifar10.npz
 
-Measured: not yet.
+Measured (K = 2, five seeds, one NVIDIA H200, commit 12dfddd): alone 92.18 +- 0.11,
+together 92.33 +- 0.13, +0.14 (-0.05 to 0.33): missed, the interval holds 0. K = 3, 4,
+the mixed cohort and CIFAR-10 were not run.
 
 Try it in seconds, on any machine, without a download (on the embedded digits):
   python -m kdjax.main --config=configs/mutual.py:smoke

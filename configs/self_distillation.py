@@ -19,7 +19,8 @@ starts from the same weights and sees the same batches, seed by seed:
 Published, on other data, so for the shape only: BYOT, ResNet-18 on CIFAR-100, exits 1
 to 4: 67.85, 74.57, 78.23 and 78.64 %. No published table on Fashion-MNIST was found.
 
-Measured: not yet.
+Measured: not yet to the end. Of a run that was cut short on one NVIDIA H200, seeds 0 to
+2: plain 92.01 +- 0.33, label_smoothing 91.91 +- 0.03, mean_teacher 90.51 +- 0.14.
 
 Run:
   python benchmarks/fetch_data.py --out=data fashion_mnist

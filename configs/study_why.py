@@ -29,7 +29,12 @@ Published: with 30 units 2.5 to 4 is best; from 300 on, all T above 8 are about 
 Accepted: the best T of 30 units is 2, 2.5, 4 or 8; from 300 units on, the errors at T
 of 8 and above differ by at most 25.
 
-Measured: not yet.
+Measured (five seeds, one NVIDIA H200, commit 12dfddd): teacher 99.21. few_labels: hard
+92.44 +- 0.15, soft 95.81 +- 0.06 at T = 20, 56 % of the gap. speed: 710 and 450 steps
+to 97 %, 2110 and 1040 to 98 %. omit_3: 90.57 +- 0.62 % of the 3s, 97.90 +- 0.42 by
+frequency. only_7_and_8: error 23.9, 9.6 by frequency, 2.5 times less: missed.
+width_temperature: T = 1 is best with 30 units: missed; 3.4 and 4.0 errors apart from T
+= 8 on with 300 and 800.
 
 Run:
   python benchmarks/fetch_data.py --out=data mnist
