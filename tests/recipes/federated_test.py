@@ -157,6 +157,14 @@ def test_traffic_is_parameters_twice_or_three_times(experiment):
     assert experiment.traffic["feddf"] == experiment.traffic["fedavg"]
 
 
+def test_schedules_span_the_rounds(experiment):
+    made = experiment.round_training("fedavg", LEVEL, 0)
+    rate = made.hparams["learning_rate"]
+    rates = [float(rate(i)) for i in range(made.num_steps + 1)]
+    assert rates[-1] == pytest.approx(0.0, abs=1e-9)
+    assert rates[0] > rates[1] > rates[2] > 1e-5
+
+
 def test_clients_of_every_seed_fill_the_same_program():
     made = building.Federation(assemble(_config(seeds=(0, 1))), {LEVEL: 1.0})
     one, two = made.shards(LEVEL, 0), made.shards(LEVEL, 1)
