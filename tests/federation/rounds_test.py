@@ -217,7 +217,9 @@ def test_schedules_are_of_rounds_and_of_local_epochs(kind):
     constants = {"shards": shards, "teacher": {}, "pool": ()}
     first, _ = step(state, constants, {}, hparams)
     second, _ = step(first, constants, {}, hparams)
+    whole, _ = step(state, constants, {}, _hparams())
     assert _differs(read(first), read(state))
+    _assert_close(read(first), read(whole))
     _assert_close(read(second), read(first))
 
 
@@ -291,15 +293,16 @@ def test_eight_devices_are_one():
         return jax.lax.with_sharding_constraint(tree, sharded)
 
     hparams, shards = _hparams(dropout=0.3), _shards()
-    one, _ = _run(_round(num_participants=5), _server(), hparams, shards, rounds=3)
+    one, alone = _run(_round(num_participants=5), _server(), hparams, shards, rounds=3)
     step = _round(num_participants=5, num_devices=8, place=place)
     everywhere = NamedSharding(mesh, PartitionSpec())
     put = functools.partial(jax.device_put, device=everywhere)
     arguments = {"shards": put(shards), "pool": ()}, {}, put(hparams)
     many = put(_server())
     for _ in range(3):
-        many, _ = step(many, *arguments)
+        many, metrics = step(many, *arguments)
     _assert_close(many.variables, one.variables)
+    _assert_close(metrics, alone)
     # Of five participants and three ghosts each device holds one.
     text = step.lower(many, *arguments).compile().as_text()
     assert f"u8[1,{CAPACITY},2,2,1]" in text
