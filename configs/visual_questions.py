@@ -15,7 +15,7 @@ student of the question alone has 107 inputs with some 360 answers each: there c
 suffices, and a teacher has nothing to add.
 
 Published: no figure in reach that these could be compared with.
-Measured: not yet.
+Measured: not run with this setting.
 
 Run:
   python benchmarks/fetch_data.py --out=data easy_vqa
