@@ -187,6 +187,30 @@ def test_each_epoch_shows_every_example_once(size):
     assert loss == 1
 
 
+def test_each_epoch_has_an_order_of_its_own():
+    """A step that writes down what it sees, one example at a time."""
+
+    def note(state, teacher_variables, batch, hparams):
+        seen = state.params.at[state.step].set(batch["image"][0])
+        return state.replace(step=state.step + 1, params=seen), {"loss": jnp.float32(0)}
+
+    ids, rng = jnp.arange(CAPACITY, dtype=jnp.int32), jax.random.key(0)
+    none = jnp.zeros(3 * CAPACITY, jnp.int32)
+    state, _ = federation.run_epochs(
+        note,
+        steps.TrainState(jnp.int32(0), none, {}, (), None, rng),
+        {},
+        Shard({"image": ids, "label": ids}, jnp.int32(CAPACITY)),
+        {},
+        rng=rng,
+        num_epochs=3,
+        batch_size=1,
+    )
+    orders = np.asarray(state.params).reshape(3, CAPACITY)
+    assert (np.sort(orders) == ids).all()
+    assert len({tuple(order) for order in [*orders, np.asarray(ids)]}) == 4
+
+
 def test_padding_changes_nothing():
     shard = _of(_shards(), 1)
     more = jax.tree.map(
@@ -237,15 +261,16 @@ def test_rounds_are_what_clients_do_one_by_one(dropout):
         here = federation.arrivals(
             state.rng, state.step, jnp.asarray(clients), dropout
         ).tolist()
-        uploads = [
+        found = [
             local_update(
                 Broadcast(state.variables, {}),
                 _of(shards, client),
                 hparams,
                 _client_key(state, client),
-            )[0]
+            )
             for client in clients
         ]
+        uploads = [upload for upload, _ in found]
         sizes = np.array([float(u.num_examples) for u in uploads]) * here
         missing += 3 - sum(here)
         expected = jax.tree.map(
@@ -255,6 +280,8 @@ def test_rounds_are_what_clients_do_one_by_one(dropout):
         state, metrics = _run(step, state, hparams, shards)
         _assert_close(state.variables, expected)
         assert metrics["arrived"] == sum(here)
+        mean = np.average([loss for _, loss in found], weights=sizes)
+        np.testing.assert_allclose(metrics["loss"], mean, rtol=1e-5)
     assert bool(missing) == bool(dropout)
 
 
