@@ -168,13 +168,14 @@ def fedgkd_loss(
       3; later `FedGKD <https://doi.org/10.1109/TC.2023.3315066>`_, IEEE Transactions
       on Computers 2023.
     """
+    total: Any = 0.2
+    if weights is not None:
+        total = jnp.sum(weights)
+        weights = jnp.where(total > 0, weights, 1)  # Zeros have no mean.
     mean = _teachers.multi_teacher_loss(
         student_logits, teacher_logits, weights=weights, where=where
     )
-    total = jnp.asarray(0.2, mean.dtype)
-    if weights is not None:
-        total = jnp.sum(weights.astype(mean.dtype))
-    return 0.5 * total * mean
+    return 0.5 * jnp.asarray(total, mean.dtype) * mean
 
 
 def federated_average(

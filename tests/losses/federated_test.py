@@ -65,6 +65,19 @@ def test_fedgkd_is_half_of_what_its_coefficients_say():
     np.testing.assert_allclose(actual, 0.1 * each[0], rtol=1e-9)
 
 
+def test_fedgkd_of_weights_that_are_all_zero_is_zero_and_so_is_its_gradient():
+    def total(student_logits):
+        return jnp.sum(
+            _federated.fedgkd_loss(
+                student_logits, jnp.asarray(CLIENTS), weights=jnp.zeros(len(CLIENTS))
+            )
+        )
+
+    value, grad = jax.value_and_grad(total)(jnp.asarray(STUDENT))
+    np.testing.assert_array_equal(value, 0)
+    np.testing.assert_array_equal(grad, 0)
+
+
 def test_federated_average_is_leaf_by_leaf_in_the_leafs_dtype():
     kernel = np.random.default_rng(2).normal(size=(3, 2, 2))
     stacked = {
