@@ -1,6 +1,6 @@
 """Tests the tests: breaks the code in one place at a time and sees a test fail.
 
-    python tests/mutants.py             # all, two at a time; some 20 minutes
+    python tests/mutants.py             # all, two at a time; some 30 minutes
     python tests/mutants.py dkd wsld    # those whose line contains one of the words
 
 Each line of `mutants.txt` is one change of one function in a copy of the package; the
