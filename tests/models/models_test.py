@@ -309,7 +309,7 @@ def test_training_and_evaluation(name):
 def test_unknown_model():
     with pytest.raises(UserError, match=r"got 'resnet_20': did you mean .*resnet20"):
         models.create("resnet_20", num_classes=10)
-    with pytest.raises(UserError, match=r"did you mean mlp, lenet5, .*, vit_base"):
+    with pytest.raises(UserError, match=r"did you mean mlp, cnn, lenet5, .*, vit_base"):
         models.create("?", num_classes=10)
 
 
