@@ -23,7 +23,6 @@ CONFIGS = (
     "data_free",
     "cross_modal",
     "visual_questions",
-    "visual_questions",
     "federated",
     "study_why",
     "consistency",
