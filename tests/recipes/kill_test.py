@@ -68,15 +68,22 @@ def _kill_when(process, workdir, pattern):
 
     Files of earlier lives do not count.
     """
-    before = set(workdir.glob(pattern))
+    before = _found(workdir, pattern)
     deadline = time.monotonic() + 600
     while process.poll() is None and time.monotonic() < deadline:
-        if set(workdir.glob(pattern)) - before:
+        if _found(workdir, pattern) - before:
             process.send_signal(signal.SIGKILL)
             break
         time.sleep(0.01)
     process.communicate()
     return process.returncode == -signal.SIGKILL
+
+
+def _found(workdir, pattern):
+    try:
+        return set(workdir.glob(pattern))
+    except FileNotFoundError:  # A directory was renamed under way.
+        return set()
 
 
 def _results(workdir):
