@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from kdjax.report.drawing import COLORS, FAINT, INK, MUTED, Drawing, styled
-from kdjax.report.quantities import number
+from kdjax.report.quantities import Number, number
 
 # Okabe and Ito's, in an order in which neighbours differ in lightness too.
 PALETTE = (
@@ -65,8 +65,7 @@ def lines(
         for i, one in enumerate(series):
             _series(axes, i, one)
         axes.set(xlabel=xlabel, ylabel=ylabel, xscale=xscale, yscale=yscale)
-        if xscale == "linear" and all(x % 1 == 0 for one in series for x in one.x):
-            axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+        _set_ticks(axes, sorted({x for one in series for x in one.x}), xscale)
         axes.set_title(title)
         _legend_below(figure, axes)
         return figure
@@ -168,6 +167,15 @@ def image_grid(
 def _new_figure(height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
     return figure, figure.subplots()
+
+
+def _set_ticks(axes: Axes, points: Sequence[Number], xscale: str) -> None:
+    """No halves of whole numbers; on a log scale a few points, and not powers of 10."""
+    if xscale == "log" and len(points) <= 8:
+        axes.set_xticks(points, [f"{x:,g}" for x in points])
+        axes.set_xticks([], minor=True)
+    elif xscale == "linear" and all(x % 1 == 0 for x in points):
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
 
 
 def _series(axes: Axes, index: int, one: Series) -> None:

@@ -180,3 +180,11 @@ def test_the_terminal_table_has_every_arm_and_verdict():
     for expected in ("One by one", "90.50 ± 0.50 (n = 3)", "+1.33", "≥ 91: missed"):
         assert expected in text
     assert "Remarks" not in text  # No arm has any.
+
+
+def test_a_few_points_on_a_log_scale_are_the_ticks():
+    series = [plots.Series("a", [6, 24], [1.0, 2.0])]
+    drawn = plots.lines("x", "X.", series, xlabel="x", ylabel="y", xscale="log")
+    (axes,) = drawn.draw().axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["6", "24"]
+    assert not axes.get_xticks(minor=True).size
