@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
                 f"cache, got {_CONFIG.value.recipe!r}."
             )
         experiment = recipe.build(_CONFIG.value)
-        stages = _STAGES.value or recipe.STAGES
+        stages = _STAGES.value or None
         recipe.run(experiment, workdir, stages, command=_command())
         if _VERIFY.value:
             print(offline.verify_cache(experiment, workdir, _VERIFY.value))

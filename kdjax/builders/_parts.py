@@ -258,17 +258,11 @@ class Parts:
             place=self.devices.replicate,
         )
 
-    def accuracy_of(
-        self,
-        network: networks.Network,
-        variables: Variables,
-        source: sources.Source | None = None,
-    ) -> float:
-        """Of a network on a split, the validation split by default; in %."""
-        source = self.splits.validation if source is None else source
-        predict = self.devices.predict_program(steps.make_predict_step(network.apply))
+    def test_accuracy(self, role: str, variables: Variables) -> float:
+        """Of the teacher or the student on the test split, in %."""
         size = self.config.student.train.batch_size
-        logits, labels = predict_split(predict, variables, source, size)
+        predict = self.predict[role]
+        logits, labels = predict_split(predict, variables, self.splits.test, size)
         return 100 * float(np.mean(logits.argmax(axis=-1) == labels))
 
     def custom_training(

@@ -89,7 +89,6 @@ def build(config: ConfigDict) -> Experiment:
     for method in config.data_free.methods:
         arms[method] = _arm(parts, method, on_noise=False)
         arms[f"{method}_noise"] = _arm(parts, method, on_noise=True)
-    nets = {"teacher": parts.teacher, "student": parts.student}
     inputs = parts.inputs()
     return Experiment(
         splits=parts.splits,
@@ -101,9 +100,7 @@ def build(config: ConfigDict) -> Experiment:
         real_training=lambda seed, teacher: parts.student_training(seed, teacher, None),
         arms=arms,
         inputs={"teacher": inputs["teacher"], "real": inputs["student"]},
-        accuracy=lambda role, variables: parts.accuracy_of(
-            nets[role], variables, parts.splits.test
-        ),
+        accuracy=parts.test_accuracy,
         published=plain(config.published),
         config=plain(config),
     )

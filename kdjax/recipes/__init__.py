@@ -1,4 +1,4 @@
-"""Ways of distilling, one module each: `STAGES`, `build` and `run`."""
+"""Ways of distilling, one module each: `build`, and `run`, a `stages.Runner`."""
 
 from types import ModuleType
 

@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from kdjax import metric_writers, parallel
+from kdjax import metric_writers
 from kdjax.builders.federated import ROUNDS, Experiment
 from kdjax.recipes import stages as common
 from kdjax.report import plots, study
@@ -40,8 +40,6 @@ def fedmd_cell(workdir: pathlib.Path, arm: str, seed: int) -> pathlib.Path:
 
 def write(experiment: Experiment, workdir: pathlib.Path, command: str) -> None:
     """Reports all that is done."""
-    if not parallel.is_main_process():
-        return
     arms = [*_round_arms(experiment, workdir), *_personal_arms(experiment, workdir)]
     arms += _fedmd_arms(experiment, workdir)
     if not arms:

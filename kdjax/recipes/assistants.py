@@ -21,10 +21,10 @@ import dataclasses
 import functools
 import itertools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from kdjax import fingerprints, metrics, parallel, progress
+from kdjax import fingerprints, metrics
 from kdjax import teacher_cache as caches
 from kdjax.builders.assistants import STUDENT, TEACHER, Experiment, Link, build
 from kdjax.recipes import stages as common
@@ -34,35 +34,11 @@ from kdjax.training import predict_split
 from kdjax.types import Variables
 from kdjax.workdir import begin, read_json, require
 
-__all__ = ["STAGES", "build", "run"]
+__all__ = ["build", "run"]
 
-STAGES = ("teacher", "assistant", "student", "baseline", "report")
 MAX_ORDERS = 4  # Of adding assistants one by one, in the figure.
 
 Path = tuple[str, ...]
-
-
-def run(
-    experiment: Experiment,
-    workdir: pathlib.Path,
-    stages: Sequence[str] = STAGES,
-    *,
-    command: str = "",
-) -> None:
-    """Runs the stages, in order; whatever is done already is skipped.
-
-    Raises:
-      UserError: if something outside the code is wrong.
-      Interrupted: if the process was asked to stop; run again to go on.
-    """
-    known = {
-        "teacher": lambda: _run_teacher(experiment, workdir),
-        "assistant": lambda: _run_assistants(experiment, workdir),
-        "student": lambda: _run_students(experiment, workdir),
-        "baseline": lambda: _run_baselines(experiment, workdir),
-        "report": lambda: _report(experiment, workdir, command),
-    }
-    common.run_stages(known, stages, workdir)
 
 
 def _run_teacher(experiment: Experiment, workdir: pathlib.Path) -> None:
@@ -147,16 +123,13 @@ def _cache(
         return None
     place = f"{_name(path)}/seed{seed}" if path else TEACHER
     manifest = link.manifest(variables)
-    num_entries = manifest.num_views * manifest.num_examples
-    main = parallel.is_main_process()
-    with progress.stage(f"cache of {place}", num_entries, enabled=main) as bar:
-        caches.write(
-            workdir / "cache" / place,
-            manifest,
-            link.compute(variables),
-            batch_size=experiment.batch_size,
-            progress=lambda done, total: bar.update(done),
-        )
+    common.write_cache(
+        workdir / "cache" / place,
+        manifest,
+        link.compute(variables),
+        batch_size=experiment.batch_size,
+        name=f"cache of {place}",
+    )
     return caches.open(workdir / "cache" / place, manifest)
 
 
@@ -254,3 +227,14 @@ def _by_length(experiment: Experiment, arms: Mapping[str, study.Arm]) -> Drawing
         ylabel="Accuracy (%)",
         title="Does a chain help?",
     )
+
+
+run = common.Runner(
+    {
+        "teacher": _run_teacher,
+        "assistant": _run_assistants,
+        "student": _run_students,
+        "baseline": _run_baselines,
+    },
+    _report,
+)

@@ -12,7 +12,7 @@ what a generation gained, and what their ensemble gained that any ensemble would
 """
 
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -29,39 +29,7 @@ from kdjax.steps import TrainState
 from kdjax.types import UserError
 from kdjax.workdir import read_json, write_arrays
 
-__all__ = ["STAGES", "Experiment", "build", "run"]
-
-STAGES = ("generations", "controls", "report")
-
-
-def run(
-    experiment: Experiment,
-    workdir: pathlib.Path,
-    stages: Sequence[str] = STAGES,
-    *,
-    command: str = "",
-) -> None:
-    """Runs the stages, in order; whatever is done already is skipped.
-
-    Args:
-      experiment: what to run.
-      workdir: receives every result.
-      stages: some of `STAGES`; the report is of all that is there.
-      command: that repeats the run, for the report.
-
-    Raises:
-      UserError: if something outside the code is wrong.
-      Interrupted: if the process was asked to stop; run again to go on.
-    """
-    _stages.run_stages(
-        {
-            "generations": lambda: run_generations(experiment, workdir),
-            "controls": lambda: run_controls(experiment, workdir),
-            "report": lambda: run_report(experiment, workdir, command),
-        },
-        stages,
-        workdir,
-    )
+__all__ = ["Experiment", "build", "run"]
 
 
 def run_generations(experiment: Experiment, workdir: pathlib.Path) -> None:
@@ -90,8 +58,6 @@ def run_controls(experiment: Experiment, workdir: pathlib.Path) -> None:
 
 def run_report(experiment: Experiment, workdir: pathlib.Path, command: str) -> None:
     """Compares generations, controls, and the ensembles of both."""
-    if not parallel.is_main_process():
-        return
     labels = sources.labels(experiment.test)
     born = _scores(experiment, workdir, "generations", labels)
     alone = _scores(experiment, workdir, "controls", labels)
@@ -246,3 +212,12 @@ def _drawing(born: Mapping[int, Scores], alone: Mapping[int, Scores]) -> Drawing
         xlabel="Generation",
         ylabel="Test accuracy (%)",
     )
+
+
+run = _stages.Runner(
+    {
+        "generations": run_generations,
+        "controls": run_controls,
+    },
+    run_report,
+)

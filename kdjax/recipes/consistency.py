@@ -16,11 +16,11 @@ The stages leave in the work directory:
 
 import functools
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from kdjax import fingerprints, metric_writers, parallel, progress
+from kdjax import fingerprints, metric_writers
 from kdjax import teacher_cache as caches
 from kdjax.builders.consistency import ARMS, Experiment, build
 from kdjax.checkpoints import BEST_METRIC
@@ -32,9 +32,8 @@ from kdjax.report import plots, statistics, study
 from kdjax.report.drawing import Drawing
 from kdjax.types import Variables
 
-__all__ = ["STAGES", "build", "run"]
+__all__ = ["build", "run"]
 
-STAGES = ("teacher", "cache", *ARMS, "report")
 SOURCE = (
     "Beyer et al. 2022, figures of big_vision's config_distill: "
     "https://arxiv.org/abs/2106.05237"
@@ -56,28 +55,6 @@ TOLERANCE = 0.2  # Points, of function matching below consistent, and of a repla
 Done = Mapping[tuple[str, int], Trained]  # By arm and multiple.
 
 
-def run(
-    experiment: Experiment,
-    workdir: pathlib.Path,
-    stages: Sequence[str] = STAGES,
-    *,
-    command: str = "",
-) -> None:
-    """Runs the stages, in order; whatever is done already is skipped.
-
-    Raises:
-      UserError: if something outside the code is wrong.
-      Interrupted: if the process was asked to stop; run again to go on.
-    """
-    known: dict[str, Callable[[], None]] = {
-        "teacher": lambda: offline.run_teacher(experiment.offline, workdir),
-        "cache": lambda: _write_caches(experiment, workdir),
-        **{arm: functools.partial(_train, experiment, workdir, arm) for arm in ARMS},
-        "report": lambda: _report(experiment, workdir, command),
-    }
-    common.run_stages(known, stages, workdir)
-
-
 def _teacher(experiment: Experiment, workdir: pathlib.Path) -> Variables:
     return common.load_variables(experiment.offline.teacher, workdir / "teacher")
 
@@ -86,17 +63,13 @@ def _write_caches(experiment: Experiment, workdir: pathlib.Path) -> None:
     variables = _teacher(experiment, workdir)
     for name, stored in experiment.stored.items():
         manifest = stored.manifest(variables)
-        num_entries = manifest.num_views * manifest.num_examples
-        with progress.stage(
-            f"cache of {name}", num_entries, enabled=parallel.is_main_process()
-        ) as bar:
-            caches.write(
-                workdir / "cache" / name,
-                manifest,
-                stored.compute(variables),
-                batch_size=PASS * experiment.offline.batch_size,
-                progress=lambda done, total, bar=bar: bar.update(done),
-            )
+        common.write_cache(
+            workdir / "cache" / name,
+            manifest,
+            stored.compute(variables),
+            batch_size=PASS * experiment.offline.batch_size,
+            name=f"cache of {name}",
+        )
 
 
 def _train(experiment: Experiment, workdir: pathlib.Path, arm: str) -> None:
@@ -116,8 +89,6 @@ def _train(experiment: Experiment, workdir: pathlib.Path, arm: str) -> None:
 
 
 def _report(experiment: Experiment, workdir: pathlib.Path, command: str) -> None:
-    if not parallel.is_main_process():
-        return
     found = {
         (arm, multiple): Trained.at(workdir / arm / f"x{multiple}")
         for arm in ARMS
@@ -239,3 +210,15 @@ def _over_training(experiment: Experiment, workdir: pathlib.Path) -> Iterator[Dr
             ylabel="Validation accuracy (%)",
             title="The longest schedule",
         )
+
+
+run = common.Runner(
+    {
+        "teacher": lambda experiment, workdir: offline.run_teacher(
+            experiment.offline, workdir
+        ),
+        "cache": _write_caches,
+        **{x: functools.partial(_train, arm=x) for x in ARMS},
+    },
+    _report,
+)

@@ -19,7 +19,7 @@ scratch on the same labels.
 
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -29,10 +29,10 @@ from kdjax import fingerprints, probes
 from kdjax.builders.cross_modal import Experiment, build
 from kdjax.data import sources
 from kdjax.recipes.stages import (
+    Runner,
     about,
     keep_variables,
     load_variables,
-    run_stages,
     train,
     write_study,
 )
@@ -40,9 +40,7 @@ from kdjax.report import drawing, plots, study
 from kdjax.types import Variables
 from kdjax.workdir import begin, finish, read_json, require
 
-STAGES = ("teacher", "transfer", "scratch", "finetune", "probe", "report")
-
-__all__ = ["STAGES", "build", "run"]
+__all__ = ["build", "run"]
 
 Values = dict[int, float]  # By seed.
 Found = dict[tuple[str, str], dict[int, Values]]  # By way and method; by labels.
@@ -55,39 +53,6 @@ TITLES = {
 }
 # How they are judged with few labels.
 WAYS = {"finetune": "fine-tuned", "probe": "probed"}
-
-
-def run(
-    experiment: Experiment,
-    workdir: pathlib.Path,
-    stages: Sequence[str] = STAGES,
-    *,
-    command: str = "",
-) -> None:
-    """Runs the stages, in order; whatever is done already is skipped.
-
-    Args:
-      experiment: what to run.
-      workdir: receives every result.
-      stages: some of `STAGES`.
-      command: that repeats the run, for the report.
-
-    Raises:
-      UserError: if something outside the code is wrong.
-      Interrupted: if the process was asked to stop; run again to go on.
-    """
-    run_stages(
-        {
-            "teacher": lambda: run_teacher(experiment, workdir),
-            "transfer": lambda: run_transfer(experiment, workdir),
-            "scratch": lambda: run_scratch(experiment, workdir),
-            "finetune": lambda: run_finetuning(experiment, workdir),
-            "probe": lambda: run_probes(experiment, workdir),
-            "report": lambda: run_report(experiment, workdir, command),
-        },
-        stages,
-        workdir,
-    )
 
 
 def run_teacher(experiment: Experiment, workdir: pathlib.Path) -> None:
@@ -345,3 +310,15 @@ def _probed(experiment: Experiment, directory: pathlib.Path) -> dict[int, Values
 def _result(directory: pathlib.Path) -> Any:
     require(directory)
     return read_json(directory / "result.json")
+
+
+run = Runner(
+    {
+        "teacher": run_teacher,
+        "transfer": run_transfer,
+        "scratch": run_scratch,
+        "finetune": run_finetuning,
+        "probe": run_probes,
+    },
+    run_report,
+)

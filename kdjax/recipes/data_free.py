@@ -20,8 +20,7 @@ and read by nobody, and the last step counts.
 import dataclasses
 import functools
 import pathlib
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -36,55 +35,27 @@ from kdjax.report.drawing import Drawing
 from kdjax.steps import TrainState
 from kdjax.training import Training
 from kdjax.types import Variables
-from kdjax.workdir import begin, finish, read_json, require, write_arrays
+from kdjax.workdir import read_json, require, write_arrays
 
-__all__ = ["STAGES", "build", "run"]
+__all__ = ["build", "run"]
 
-STAGES = ("teacher", "real", "generated", "noise", "report")
 GENERATED = "generated"
 MAX_ROWS = 7  # Of a sheet of images.
 NAMES = {"dafl": "DAFL", "dfad": "DFAD", "zskt": "ZSKT"}
 
 
-def run(
-    experiment: Experiment,
-    workdir: pathlib.Path,
-    stages: Sequence[str] = STAGES,
-    *,
-    command: str = "",
-) -> None:
-    """Runs the stages, in order; whatever is done already is skipped.
-
-    Raises:
-      UserError: if something outside the code is wrong.
-      Interrupted: if the process was asked to stop; run again to go on.
-    """
-    common.run_stages(
-        {
-            "teacher": lambda: _teacher(experiment, workdir),
-            "real": lambda: _real(experiment, workdir),
-            "generated": lambda: _arms(experiment, workdir, on_noise=False),
-            "noise": lambda: _arms(experiment, workdir, on_noise=True),
-            "report": lambda: _report(experiment, workdir, command),
-        },
-        stages,
-        workdir,
-    )
-
-
 def _teacher(experiment: Experiment, workdir: pathlib.Path) -> None:
     """Trains the teacher, or imports it."""
     directory, inputs = workdir / "teacher", experiment.inputs["teacher"]
-    keep = functools.partial(_keep_one, experiment, "teacher")
-    if experiment.teacher_checkpoint is None:
+    checkpoint = experiment.teacher_checkpoint
+    if checkpoint is None:
+        keep = functools.partial(_keep_one, experiment, "teacher")
         common.train(experiment.teacher_training(), directory, inputs, keep)
-    elif begin(directory, inputs) is None:
-        started = time.monotonic()
-        like = experiment.teacher.init(jax.random.key(0))
-        variables = pretrained.load(experiment.teacher_checkpoint, like)
-        kept = _keep_variables(experiment, "teacher", variables, directory)
-        seconds = time.monotonic() - started
-        finish(directory, {"steps": 0, "seconds": seconds, **kept})
+        return
+    keep_variables = functools.partial(_keep_variables, experiment, "teacher")
+    common.import_model(
+        experiment.teacher, checkpoint, directory, inputs, keep_variables
+    )
 
 
 def _real(experiment: Experiment, workdir: pathlib.Path) -> None:
@@ -331,3 +302,14 @@ def _sheets(experiment: Experiment, workdir: pathlib.Path) -> Iterator[Drawing]:
             rows,
             titles,
         )
+
+
+run = common.Runner(
+    {
+        "teacher": _teacher,
+        "real": _real,
+        "generated": functools.partial(_arms, on_noise=False),
+        "noise": functools.partial(_arms, on_noise=True),
+    },
+    _report,
+)

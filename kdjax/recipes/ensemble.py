@@ -21,7 +21,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax import fingerprints, losses, parallel, progress
+from kdjax import fingerprints, losses, parallel
 from kdjax import teacher_cache as caches
 from kdjax.builders.ensemble import Experiment, Teacher, build
 from kdjax.data import sources
@@ -32,9 +32,8 @@ from kdjax.training import predict_split
 from kdjax.types import Variables
 from kdjax.workdir import begin, read_json, require, write_arrays
 
-__all__ = ["STAGES", "build", "run"]
+__all__ = ["build", "run"]
 
-STAGES = ("teacher", "cache", "student", "baseline", "report")
 PREDICTIONS = "predictions.npz"
 ONE = "one"  # The student of one teacher: all ways of combining are the same.
 
@@ -44,29 +43,6 @@ TITLES = {
     "losses": "mean losses",
     "confidence": "losses by confidence",
 }
-
-
-def run(
-    experiment: Experiment,
-    workdir: pathlib.Path,
-    stages: Sequence[str] = STAGES,
-    *,
-    command: str = "",
-) -> None:
-    """Runs the stages, in order; whatever is done already is skipped.
-
-    Raises:
-      UserError: if something outside the code is wrong.
-      Interrupted: if the process was asked to stop; run again to go on.
-    """
-    known = {
-        "teacher": lambda: _run_teachers(experiment, workdir),
-        "cache": lambda: _run_caches(experiment, workdir),
-        "student": lambda: _run_students(experiment, workdir),
-        "baseline": lambda: _run_baselines(experiment, workdir),
-        "report": lambda: _report(experiment, workdir, command),
-    }
-    common.run_stages(known, stages, workdir)
 
 
 def _run_teachers(experiment: Experiment, workdir: pathlib.Path) -> None:
@@ -86,16 +62,13 @@ def _run_caches(experiment: Experiment, workdir: pathlib.Path) -> None:
     for i, teacher in enumerate(experiment.teachers):
         variables = _variables(teacher, workdir, i)
         manifest = teacher.manifest(variables)
-        num_entries = manifest.num_views * manifest.num_examples
-        main = parallel.is_main_process()
-        with progress.stage(f"cache of teacher {i}", num_entries, enabled=main) as bar:
-            caches.write(
-                _cache_directory(workdir, i),
-                manifest,
-                teacher.compute(variables),
-                batch_size=experiment.batch_size,
-                progress=lambda done, total, bar=bar: bar.update(done),
-            )
+        common.write_cache(
+            _cache_directory(workdir, i),
+            manifest,
+            teacher.compute(variables),
+            batch_size=experiment.batch_size,
+            name=f"cache of teacher {i}",
+        )
 
 
 def _run_students(experiment: Experiment, workdir: pathlib.Path) -> None:
@@ -274,3 +247,14 @@ def _by_count(experiment: Experiment, arms: Mapping[str, study.Arm]) -> Drawing:
         ylabel="Accuracy (%)",
         title="What more teachers bring",
     )
+
+
+run = common.Runner(
+    {
+        "teacher": _run_teachers,
+        "cache": _run_caches,
+        "student": _run_students,
+        "baseline": _run_baselines,
+    },
+    _report,
+)

@@ -18,7 +18,7 @@ round after the last one saved, and ends with the same bits.
 
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -30,31 +30,7 @@ from kdjax.recipes import _federated_report as reporting
 from kdjax.recipes import stages as common
 from kdjax.types import Variables
 
-__all__ = ["STAGES", "build", "run"]
-
-STAGES = ("rounds", "personal", "fedmd", "report")
-
-
-def run(
-    experiment: Experiment,
-    workdir: pathlib.Path,
-    stages: Sequence[str] = STAGES,
-    *,
-    command: str = "",
-) -> None:
-    """Runs the stages, in order; whatever is done already is skipped.
-
-    Raises:
-      UserError: if something outside the code is wrong.
-      Interrupted: if the process was asked to stop; run again to go on.
-    """
-    known = {
-        "rounds": lambda: run_rounds(experiment, workdir),
-        "personal": lambda: run_personal(experiment, workdir),
-        "fedmd": lambda: run_fedmd(experiment, workdir),
-        "report": lambda: reporting.write(experiment, workdir, command),
-    }
-    common.run_stages(known, stages, workdir)
+__all__ = ["build", "run"]
 
 
 def run_rounds(experiment: Experiment, workdir: pathlib.Path) -> None:
@@ -149,3 +125,13 @@ def _keep_peers(
         for name, variables in jax.device_get(fedmd.by_name(state)).items():
             pretrained.save_safetensors(directory / f"{name}.safetensors", variables)
     return fedmd.scores(state)
+
+
+run = common.Runner(
+    {
+        "rounds": run_rounds,
+        "personal": run_personal,
+        "fedmd": run_fedmd,
+    },
+    reporting.write,
+)

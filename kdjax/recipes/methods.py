@@ -30,33 +30,9 @@ from kdjax.report import gains, study
 from kdjax.types import UserError, Variables
 from kdjax.workdir import read_json, require
 
-__all__ = ["STAGES", "build", "run"]
+__all__ = ["build", "run"]
 
-STAGES = ("teacher", "cache", "baseline", "methods", "report")
 BASELINE = "baseline"
-
-
-def run(
-    experiment: Experiment,
-    workdir: pathlib.Path,
-    stages: Sequence[str] = STAGES,
-    *,
-    command: str = "",
-) -> None:
-    """Runs the stages, in order; whatever is done already is skipped.
-
-    Raises:
-      UserError: if something outside the code is wrong.
-      Interrupted: if the process was asked to stop; run again to go on.
-    """
-    known = {
-        "teacher": lambda: offline.run_teacher(experiment.base, workdir),
-        "cache": lambda: _cache(experiment, workdir),
-        "baseline": lambda: _baselines(experiment, workdir),
-        "methods": lambda: _methods(experiment, workdir),
-        "report": lambda: _report(experiment, workdir, command),
-    }
-    common.run_stages(known, stages, workdir)
 
 
 def _cache(experiment: Experiment, workdir: pathlib.Path) -> None:
@@ -219,3 +195,16 @@ def _facts(
         f"For methods that read logits alone: {teacher_note} For all others it runs "
         "in every step.",
     ]
+
+
+run = common.Runner(
+    {
+        "teacher": lambda experiment, workdir: offline.run_teacher(
+            experiment.base, workdir
+        ),
+        "cache": _cache,
+        "baseline": _baselines,
+        "methods": _methods,
+    },
+    _report,
+)

@@ -15,7 +15,7 @@ peer k of a large one, so that the largest serves as the control of all sizes.
 
 import functools
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -30,34 +30,12 @@ from kdjax.report import plots, study
 from kdjax.report.drawing import Drawing
 from kdjax.workdir import require, write_arrays
 
-__all__ = ["STAGES", "build", "run"]
+__all__ = ["build", "run"]
 
-STAGES = ("alone", "mutual", "report")
 MIXED = "mixed"
 PREDICTIONS = "predictions.npz"
 
 Scores = Mapping[str, Mapping[int, Mapping[str, Any]]]  # By kind and size, by seed.
-
-
-def run(
-    experiment: Experiment,
-    workdir: pathlib.Path,
-    stages: Sequence[str] = STAGES,
-    *,
-    command: str = "",
-) -> None:
-    """Runs the stages, in order; whatever is done already is skipped.
-
-    Raises:
-      UserError: if something outside the code is wrong.
-      Interrupted: if the process was asked to stop; run again to go on.
-    """
-    known = {
-        "alone": lambda: _train(experiment, workdir, together=False),
-        "mutual": lambda: _train(experiment, workdir, together=True),
-        "report": lambda: _report(experiment, workdir, command),
-    }
-    common.run_stages(known, stages, workdir)
 
 
 def _train(experiment: Experiment, workdir: pathlib.Path, *, together: bool) -> None:
@@ -293,3 +271,12 @@ def _column(directory: pathlib.Path) -> tuple[list[float], list[float]]:
         [row["epoch"] for row in rows],
         [100 * row["validation_disagreement"] for row in rows],
     )
+
+
+run = common.Runner(
+    {
+        "alone": functools.partial(_train, together=False),
+        "mutual": functools.partial(_train, together=True),
+    },
+    _report,
+)

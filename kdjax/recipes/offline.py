@@ -13,7 +13,7 @@ result in the work directory, and are skipped when it is there:
 
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,8 +25,6 @@ from kdjax import (
     measure,
     metric_writers,
     parallel,
-    pretrained,
-    progress,
     report,
 )
 from kdjax import teacher_cache as caches
@@ -35,65 +33,34 @@ from kdjax.data import sources
 from kdjax.networks import Network
 from kdjax.recipes.stages import (
     SECONDS,
+    Runner,
+    import_model,
     keep_variables,
     load_variables,
-    run_stages,
+    write_cache,
 )
 from kdjax.training import Training, fit, predict_split
 from kdjax.types import Outputs, Variables
 from kdjax.workdir import begin, finish, read_json, require, write_arrays
 
-STAGES = ("teacher", "cache", "student", "baseline", "report")
 NUM_EXAMPLES_SHOWN = 6
 
-__all__ = ["STAGES", "build", "run", "verify_cache"]
-
-
-def run(
-    experiment: Experiment,
-    workdir: pathlib.Path,
-    stages: Sequence[str] = STAGES,
-    *,
-    command: str = "",
-) -> None:
-    """Runs the stages, in order; whatever is done already is skipped.
-
-    Args:
-      experiment: what to run.
-      workdir: receives every result.
-      stages: some of `STAGES`.
-      command: that repeats the run, for the report.
-
-    Raises:
-      UserError: if something outside the code is wrong.
-      Interrupted: if the process was asked to stop; run again to go on.
-    """
-    run_stages(
-        {
-            "teacher": lambda: run_teacher(experiment, workdir),
-            "cache": lambda: run_cache(experiment, workdir),
-            "student": lambda: run_students(experiment, workdir),
-            "baseline": lambda: run_baselines(experiment, workdir),
-            "report": lambda: run_report(experiment, workdir, command),
-        },
-        stages,
-        workdir,
-    )
+__all__ = ["build", "run", "verify_cache"]
 
 
 def run_teacher(experiment: Experiment, workdir: pathlib.Path) -> None:
     """Trains the teacher, or imports it."""
-    directory = workdir / "teacher"
-    if begin(directory, experiment.inputs["teacher"]) is not None:
-        return
-    if experiment.teacher_checkpoint is None:
+    directory, inputs = workdir / "teacher", experiment.inputs["teacher"]
+    checkpoint = experiment.teacher_checkpoint
+
+    def keep(variables: Variables, directory: pathlib.Path) -> Mapping[str, Any]:
+        _keep(experiment, directory, "teacher", variables, None)
+        return {}
+
+    if checkpoint is not None:
+        import_model(experiment.teacher, checkpoint, directory, inputs, keep)
+    elif begin(directory, inputs) is None:
         _train(experiment, experiment.teacher_training(), directory, "teacher")
-        return
-    started = time.monotonic()
-    like = experiment.teacher.init(jax.random.key(0))
-    variables = pretrained.load(experiment.teacher_checkpoint, like)
-    _keep(experiment, directory, "teacher", variables, None)
-    finish(directory, {"steps": 0, "seconds": time.monotonic() - started})
 
 
 def run_cache(experiment: Experiment, workdir: pathlib.Path) -> None:
@@ -104,17 +71,13 @@ def run_cache(experiment: Experiment, workdir: pathlib.Path) -> None:
         return
     variables = load_variables(experiment.teacher, workdir / "teacher")
     manifest = experiment.manifest(variables)
-    num_entries = manifest.num_views * manifest.num_examples
-    with progress.stage(
-        "cache", num_entries, enabled=parallel.is_main_process()
-    ) as bar:
-        caches.write(
-            workdir / "cache",
-            manifest,
-            experiment.compute(variables),
-            batch_size=experiment.batch_size,
-            progress=lambda done, total: bar.update(done),
-        )
+    write_cache(
+        workdir / "cache",
+        manifest,
+        experiment.compute(variables),
+        batch_size=experiment.batch_size,
+        name="cache",
+    )
 
 
 def verify_cache(
@@ -160,8 +123,6 @@ def run_baselines(experiment: Experiment, workdir: pathlib.Path) -> None:
 
 def run_report(experiment: Experiment, workdir: pathlib.Path, command: str) -> None:
     """Measures what the models cost, and reports all that is there."""
-    if not parallel.is_main_process():
-        return
     directories = _finished(experiment, workdir)
     roles = {role for role, _ in directories}
     results = [_result(*key, path) for key, path in directories.items()]
@@ -308,3 +269,14 @@ def _examples(
         ids.append(candidates[np.argmax(second[candidates])])
     images = experiment.splits.test.take(np.asarray(ids))["image"]
     return report.Examples(images, labels[ids], logits[ids])
+
+
+run = Runner(
+    {
+        "teacher": run_teacher,
+        "cache": run_cache,
+        "student": run_students,
+        "baseline": run_baselines,
+    },
+    run_report,
+)

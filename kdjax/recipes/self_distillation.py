@@ -28,41 +28,11 @@ from kdjax.report.drawing import Drawing
 from kdjax.types import UserError
 from kdjax.workdir import read_json, write_arrays
 
-__all__ = ["STAGES", "Experiment", "build", "run"]
+__all__ = ["Experiment", "build", "run"]
 
-STAGES = ("arms", "report")
 
 Found = Mapping[str, Mapping[int, Mapping[str, Any]]]
 """By arm and seed, the result of a finished training."""
-
-
-def run(
-    experiment: Experiment,
-    workdir: pathlib.Path,
-    stages: Sequence[str] = STAGES,
-    *,
-    command: str = "",
-) -> None:
-    """Runs the stages, in order; whatever is done already is skipped.
-
-    Args:
-      experiment: what to run.
-      workdir: receives every result.
-      stages: some of `STAGES`; the report is of all that is there.
-      command: that repeats the run, for the report.
-
-    Raises:
-      UserError: if something outside the code is wrong.
-      Interrupted: if the process was asked to stop; run again to go on.
-    """
-    _stages.run_stages(
-        {
-            "arms": lambda: run_arms(experiment, workdir),
-            "report": lambda: run_report(experiment, workdir, command),
-        },
-        stages,
-        workdir,
-    )
 
 
 def run_arms(experiment: Experiment, workdir: pathlib.Path) -> None:
@@ -76,8 +46,6 @@ def run_arms(experiment: Experiment, workdir: pathlib.Path) -> None:
 
 def run_report(experiment: Experiment, workdir: pathlib.Path, command: str) -> None:
     """Compares the arms, and every classifier that they end with."""
-    if not parallel.is_main_process():
-        return
     found = _found(experiment, workdir)
     about = _stages.about(
         workdir, command, num_examples=len(experiment.test), config=experiment.config
@@ -219,3 +187,11 @@ def exit_shares(experiment: Experiment, arm: Arm) -> dict[str, float]:
         for i, name in enumerate(arm.classifiers)
     }
     return {name: 100 * x / flops[arm.classifiers[0]] for name, x in flops.items()}
+
+
+run = _stages.Runner(
+    {
+        "arms": run_arms,
+    },
+    run_report,
+)

@@ -1,14 +1,17 @@
 """What all recipes do alike: stages in order, trainings made once, variables kept."""
 
+import dataclasses
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import rich.console
 
-from kdjax import measure, parallel, pretrained, report
+from kdjax import measure, parallel, pretrained, progress, report
+from kdjax import teacher_cache as caches
 from kdjax.networks import Network
 from kdjax.report import study
 from kdjax.report.drawing import Drawing
@@ -25,31 +28,84 @@ from kdjax.workdir import (
 
 SECONDS = "seconds.json"  # Wall time by stage.
 VARIABLES = "variables.safetensors"
+REPORT = "report"  # The last stage of every recipe.
 
 
-def run_stages(
-    stages: Mapping[str, Callable[[], None]],
-    wanted: Sequence[str],
-    workdir: pathlib.Path,
-) -> None:
-    """Runs the wanted stages, in the order of `stages`, and adds up what they take.
+@dataclasses.dataclass(frozen=True)
+class Runner:
+    """A recipe's `run`: its stages in order, and a report of what they left.
 
-    Raises:
-      UserError: if a stage is unknown, or the disk is full.
+    Attributes:
+      work: what each stage does, of an experiment and a work directory, by name.
+      report: writes the report, of the same and the command that repeats the run.
     """
-    unknown = [stage for stage in wanted if stage not in stages]
-    if unknown:
-        raise UserError(
-            f"Expected --stages out of {', '.join(stages)}, got {', '.join(unknown)}."
-        )
-    workdir.mkdir(parents=True, exist_ok=True)
-    with full_disk_is_a_user_error(workdir):
-        for stage, run in stages.items():
-            if stage in wanted:
-                started = time.monotonic()
-                run()
-                if stage != "report":  # It is about the others.
+
+    work: Mapping[str, Callable[[Any, pathlib.Path], None]]
+    report: Callable[[Any, pathlib.Path, str], None]
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The names of all stages, in their order."""
+        return (*self.work, REPORT)
+
+    def __call__(
+        self,
+        experiment: Any,
+        workdir: pathlib.Path,
+        stages: Sequence[str] | None = None,
+        *,
+        command: str = "",
+    ) -> None:
+        """Runs the stages, in order; whatever is done already is skipped.
+
+        Args:
+          experiment: what to run, as the recipe's `build` gives it.
+          workdir: receives every result, and what each stage took.
+          stages: some of `self.stages`; all by default.
+          command: that repeats the run, for the report.
+
+        Raises:
+          UserError: if a stage is unknown, the disk is full, or something else outside
+            the code is wrong.
+          Interrupted: if the process was asked to stop; run again to go on.
+        """
+        wanted = self.stages if stages is None else stages
+        unknown = [stage for stage in wanted if stage not in self.stages]
+        if unknown:
+            raise UserError(
+                f"Expected --stages out of {', '.join(self.stages)}, got "
+                f"{', '.join(unknown)}."
+            )
+        workdir.mkdir(parents=True, exist_ok=True)
+        with full_disk_is_a_user_error(workdir):
+            for stage, work in self.work.items():
+                if stage in wanted:
+                    started = time.monotonic()
+                    work(experiment, workdir)
                     _add_seconds(workdir, stage, time.monotonic() - started)
+            if REPORT in wanted and parallel.is_main_process():
+                self.report(experiment, workdir, command)
+
+
+def write_cache(
+    directory: pathlib.Path,
+    manifest: caches.Manifest,
+    compute: Callable[[np.ndarray, int], np.ndarray],
+    *,
+    batch_size: int,
+    name: str,
+) -> None:
+    """Stores a teacher's outputs for every view of every example, with a bar."""
+    num_entries = manifest.num_views * manifest.num_examples
+    main = parallel.is_main_process()
+    with progress.stage(name, num_entries, enabled=main) as bar:
+        caches.write(
+            directory,
+            manifest,
+            compute,
+            batch_size=batch_size,
+            progress=lambda done, total: bar.update(done),
+        )
 
 
 def train(
@@ -82,6 +138,25 @@ def train(
         "seconds": time.monotonic() - started,
         **keep(state, directory),
     }
+    finish(directory, result)
+    return result
+
+
+def import_model(
+    network: Network,
+    checkpoint: str,
+    directory: pathlib.Path,
+    inputs: Mapping[str, Any],
+    keep: Callable[[Variables, pathlib.Path], Mapping[str, Any]],
+) -> Mapping[str, Any]:
+    """As `train`, but for a model whose variables are read from a checkpoint."""
+    result = begin(directory, inputs)
+    if result is not None:
+        return result
+    started = time.monotonic()
+    like = network.init(jax.random.key(0))
+    kept = keep(pretrained.load(checkpoint, like), directory)
+    result = {"steps": 0, "seconds": time.monotonic() - started, **kept}
     finish(directory, result)
     return result
 
@@ -127,9 +202,8 @@ def write_study(
     made: report.Report, workdir: pathlib.Path, drawings: Sequence[Drawing] = ()
 ) -> None:
     """Writes a study into the work directory, and prints its table."""
-    if parallel.is_main_process():
-        study.write(made, workdir / "report", drawings)
-        study.print_table(made, rich.console.Console())
+    study.write(made, workdir / "report", drawings)
+    study.print_table(made, rich.console.Console())
 
 
 def _add_seconds(workdir: pathlib.Path, stage: str, seconds: float) -> None:

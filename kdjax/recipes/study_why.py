@@ -21,44 +21,17 @@ train split where a bias is chosen on it).
 
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
 
-from kdjax import fingerprints, parallel
+from kdjax import fingerprints
 from kdjax import teacher_cache as caches
 from kdjax.builders.study_why import Experiment, build
 from kdjax.recipes import _students, _study_why_report, offline
 from kdjax.recipes import stages as common
 
-__all__ = ["STAGES", "build", "run"]
+__all__ = ["build", "run"]
 
 EXPERIMENTS = ("few_labels", "speed", "omit_3", "only_7_and_8", "width_temperature")
-STAGES = ("teacher", "cache", *EXPERIMENTS, "report")
 BIASED = ("omit_3", "only_7_and_8")  # A bias is chosen on their train split.
-
-
-def run(
-    experiment: Experiment,
-    workdir: pathlib.Path,
-    stages: Sequence[str] = STAGES,
-    *,
-    command: str = "",
-) -> None:
-    """Runs the stages, in order; whatever is done already is skipped.
-
-    Raises:
-      UserError: if something outside the code is wrong.
-      Interrupted: if the process was asked to stop; run again to go on.
-    """
-    known: dict[str, Callable[[], None]] = {
-        "teacher": lambda: offline.run_teacher(experiment.offline, workdir),
-        "cache": lambda: offline.run_cache(experiment.offline, workdir),
-        **{
-            stage: functools.partial(_train, experiment, workdir, stage)
-            for stage in EXPERIMENTS
-        },
-        "report": lambda: _report(experiment, workdir, command),
-    }
-    common.run_stages(known, stages, workdir)
 
 
 def _train(experiment: Experiment, workdir: pathlib.Path, stage: str) -> None:
@@ -77,6 +50,19 @@ def _train(experiment: Experiment, workdir: pathlib.Path, stage: str) -> None:
 
 
 def _report(experiment: Experiment, workdir: pathlib.Path, command: str) -> None:
-    if parallel.is_main_process():
-        report, drawings = _study_why_report.make(experiment, workdir, command)
-        common.write_study(report, workdir, drawings)
+    report, drawings = _study_why_report.make(experiment, workdir, command)
+    common.write_study(report, workdir, drawings)
+
+
+run = common.Runner(
+    {
+        "teacher": lambda experiment, workdir: offline.run_teacher(
+            experiment.offline, workdir
+        ),
+        "cache": lambda experiment, workdir: offline.run_cache(
+            experiment.offline, workdir
+        ),
+        **{x: functools.partial(_train, stage=x) for x in EXPERIMENTS},
+    },
+    _report,
+)

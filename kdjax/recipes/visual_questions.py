@@ -26,51 +26,19 @@ from kdjax import fingerprints, metrics
 from kdjax.builders.visual_questions import Experiment, build
 from kdjax.data.questions import QuestionSplit
 from kdjax.recipes.stages import (
+    Runner,
     about,
     keep_variables,
     load_variables,
-    run_stages,
     train,
     write_study,
 )
 from kdjax.report import drawing, plots, statistics, study
 from kdjax.workdir import read_json, require, write_arrays
 
-STAGES = ("teacher", "student", "baseline", "report")
 NUM_IMAGES_SHOWN = 6
 
-__all__ = ["STAGES", "build", "run"]
-
-
-def run(
-    experiment: Experiment,
-    workdir: pathlib.Path,
-    stages: Sequence[str] = STAGES,
-    *,
-    command: str = "",
-) -> None:
-    """Runs the stages, in order; whatever is done already is skipped.
-
-    Args:
-      experiment: what to run.
-      workdir: receives every result.
-      stages: some of `STAGES`.
-      command: that repeats the run, for the report.
-
-    Raises:
-      UserError: if something outside the code is wrong.
-      Interrupted: if the process was asked to stop; run again to go on.
-    """
-    run_stages(
-        {
-            "teacher": lambda: run_teacher(experiment, workdir),
-            "student": lambda: run_students(experiment, workdir),
-            "baseline": lambda: run_baselines(experiment, workdir),
-            "report": lambda: run_report(experiment, workdir, command),
-        },
-        stages,
-        workdir,
-    )
+__all__ = ["build", "run"]
 
 
 def run_teacher(experiment: Experiment, workdir: pathlib.Path) -> None:
@@ -298,3 +266,13 @@ def _result(directory: pathlib.Path) -> Any:
 
 def _of(results: Mapping[int, Any], key: str) -> dict[int, float]:
     return {seed: float(result[key]) for seed, result in results.items()}
+
+
+run = Runner(
+    {
+        "teacher": run_teacher,
+        "student": run_students,
+        "baseline": run_baselines,
+    },
+    run_report,
+)

@@ -231,7 +231,7 @@ def test_a_probe_is_of_the_student_that_was_kept(experiment, finished):
 
 def test_a_second_run_skips_what_is_done(experiment, finished):
     before = {p: p.stat().st_mtime_ns for p in finished.rglob("result.json")}
-    cross_modal.run(experiment, finished, cross_modal.STAGES[:-1])
+    cross_modal.run(experiment, finished, cross_modal.run.stages[:-1])
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
 

@@ -130,7 +130,7 @@ def test_a_finished_method_is_not_trained_again(workdir, monkeypatch):
 
     monkeypatch.setattr("kdjax.recipes.stages.fit", fit)
     before = (workdir / "methods" / "kd" / "seed3" / "result.json").read_bytes()
-    methods.run(builder.build(_config()), workdir, methods.STAGES)
+    methods.run(builder.build(_config()), workdir, methods.run.stages)
     after = (workdir / "methods" / "kd" / "seed3" / "result.json").read_bytes()
     assert after == before
 
