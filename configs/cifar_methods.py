@@ -242,7 +242,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     config.dataset.update(name="cifar10", path="data/cifar10.npz", validation=5000)
     # Stops at the ends of epochs alone, so that a method is one program.
     config.update(steps_per_dispatch=1000, log_every_steps=10**9)
-    config.teacher.checkpoint = "data/resnet56_cifar10.safetensors"
+    config.teacher.pretrained = "data/resnet56_cifar10.safetensors"
     config.teacher.normalize = "unit"
     config.teacher.model.name = "resnet56"
     config.student.model.name = "resnet20"

@@ -8,7 +8,7 @@ Published top-1 accuracy of the two without distillation, torchvision: ResNet-50
 Run (ImageNet prepared by TensorFlow Datasets in data_dir):
   python -m kdjax.main --config=configs/imagenet_kd.py \
     --config.dataset.data_dir=/path/to/tensorflow_datasets \
-    --config.teacher.checkpoint=/path/to/resnet50.safetensors
+    --config.teacher.pretrained=/path/to/resnet50.safetensors
 Or from a folder of images: --config.dataset.path=/path/with/train/and/test
 
 Try it in a minute, on any machine, without a download (on the embedded digits):

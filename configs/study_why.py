@@ -46,7 +46,7 @@ Fewer labels and faster convergence on Fashion-MNIST too (its 3 is a dress):
     --config.dataset.path=data/fashion_mnist.npz \
     --config.study_why.speed.thresholds='(85.0, 88.0)' \
     --stages=teacher,cache,few_labels,speed,report
-A teacher from elsewhere, by --config.teacher.checkpoint=, should not have seen the
+A teacher from elsewhere, by --config.teacher.pretrained=, should not have seen the
 5,000 images.
 
 Try it in seconds, on any machine, without a download (on the embedded digits):

@@ -34,7 +34,7 @@ def get_config() -> config_dict.ConfigDict:
     config.teacher = config_dict.create(
         model=dict(name="resnet14", dtype="float32"),
         normalize="dataset",  # By its channel statistics; 'unit': pixels in [0, 1].
-        checkpoint=config_dict.placeholder(str),  # Orbax directory, .safetensors, .pth.
+        pretrained=config_dict.placeholder(str),  # Weights: see docs/pretrained.md.
         source="cached",  # Or 'online': run in every step.
         train=_train(),
     )
@@ -88,7 +88,7 @@ def smoke(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
         name="digits", path=None, data_dir=None, image_size=None, validation=237
     )
     config.cache.shard_size = 500
-    config.teacher.checkpoint = None
+    config.teacher.pretrained = None
     config.published.source = ""
     for model in (config.teacher, config.student):
         if model.model.name == "mlp":

@@ -111,7 +111,7 @@ def test_a_changed_config_is_refused_and_nothing_is_lost(finished):
         (["--config.distill.temperature=hot"], "hot"),
         (["--config.distill.alpha=1.5"], "Expected distill.alpha to be a number"),
         (["--config.student.model.name=resnet21"], "resnet20"),
-        (["--config.teacher.checkpoint=/nowhere/x.safetensors"], "/nowhere/x"),
+        (["--config.teacher.pretrained=/nowhere/x.safetensors"], "/nowhere/x"),
         (["--config.dataset.path=/nowhere/x.npz"], "/nowhere/x.npz"),
         (["--stages=studnt"], "Expected --stages out of"),
         (["--stages=student"], "run the stage that makes it first"),

@@ -28,7 +28,7 @@ class Experiment:
       teacher: the large network.
       student: the small one.
       seeds: one student and one baseline each.
-      teacher_checkpoint: a file or directory to import the teacher from, or `None`.
+      teacher_pretrained: a file or directory to import the teacher from, or `None`.
       cached: whether the teacher is read from a cache, or runs in every step.
       teacher_note: a sentence that says so, and what it takes.
       manifest: makes the cache's manifest from the teacher's variables.
@@ -52,7 +52,7 @@ class Experiment:
     teacher: networks.Network
     student: networks.Network
     seeds: tuple[int, ...]
-    teacher_checkpoint: str | None
+    teacher_pretrained: str | None
     cached: bool
     teacher_note: str
     manifest: Callable[[Variables], teacher_cache.Manifest]
@@ -84,7 +84,7 @@ def experiment(parts: Parts) -> Experiment:
         teacher=parts.teacher,
         student=parts.student,
         seeds=tuple(config.seeds),
-        teacher_checkpoint=config.teacher.checkpoint,
+        teacher_pretrained=config.teacher.pretrained,
         cached=parts.cached,
         teacher_note=parts.teacher_note,
         manifest=parts.manifest,

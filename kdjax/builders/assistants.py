@@ -125,10 +125,10 @@ def check(config: ConfigDict) -> None:
             "Expected assistants.chain to name some of assistants.models, each once, "
             f"the largest first: {', '.join(names)}; got {chain}."
         )
-    if config.teacher.checkpoint:
+    if config.teacher.pretrained:
         raise UserError(
-            "Expected no teacher.checkpoint, as the recipe 'assistants' trains the "
-            f"head of its chain, got {config.teacher.checkpoint!r}."
+            "Expected no teacher.pretrained, as the recipe 'assistants' trains the "
+            f"head of its chain, got {config.teacher.pretrained!r}."
         )
 
 

@@ -55,7 +55,7 @@ class Experiment:
       seeds: one student of each arm for every seed, the same at the start.
       teacher: the large network.
       student: the small one.
-      teacher_checkpoint: a file or directory to import the teacher from, or `None`.
+      teacher_pretrained: a file or directory to import the teacher from, or `None`.
       teacher_training: makes the training of the teacher.
       real_training: that of a seed's student on real images, the upper bound.
       arms: by name: each method, and its control as `'dafl_noise'`.
@@ -69,7 +69,7 @@ class Experiment:
     seeds: tuple[int, ...]
     teacher: networks.Network
     student: networks.Network
-    teacher_checkpoint: str | None
+    teacher_pretrained: str | None
     teacher_training: Callable[[], Training]
     real_training: Callable[[int, Variables], Training]
     arms: Mapping[str, Arm]
@@ -95,7 +95,7 @@ def build(config: ConfigDict) -> Experiment:
         seeds=tuple(config.seeds),
         teacher=parts.teacher,
         student=parts.student,
-        teacher_checkpoint=config.teacher.checkpoint,
+        teacher_pretrained=config.teacher.pretrained,
         teacher_training=parts.teacher_training,
         real_training=lambda seed, teacher: parts.student_training(seed, teacher, None),
         arms=arms,

@@ -161,10 +161,10 @@ def check(config: ConfigDict) -> None:
             "teachers, of whom a student sees the logits, got "
             f"{', '.join(config.distill.terms) or config.distill.from_epoch}."
         )
-    if config.teacher.checkpoint:
+    if config.teacher.pretrained:
         raise UserError(
-            "Expected no teacher.checkpoint, as the teachers are trained from "
-            f"different seeds, got {config.teacher.checkpoint!r}."
+            "Expected no teacher.pretrained, as the teachers are trained from "
+            f"different seeds, got {config.teacher.pretrained!r}."
         )
 
 

@@ -47,14 +47,14 @@ NAMES = {"dafl": "DAFL", "dfad": "DFAD", "zskt": "ZSKT"}
 def _teacher(experiment: Experiment, workdir: pathlib.Path) -> None:
     """Trains the teacher, or imports it."""
     directory, inputs = workdir / "teacher", experiment.inputs["teacher"]
-    checkpoint = experiment.teacher_checkpoint
-    if checkpoint is None:
+    pretrained = experiment.teacher_pretrained
+    if pretrained is None:
         keep = functools.partial(_keep_one, experiment, "teacher")
         common.train(experiment.teacher_training(), directory, inputs, keep)
         return
     keep_variables = functools.partial(_keep_variables, experiment, "teacher")
     common.import_model(
-        experiment.teacher, checkpoint, directory, inputs, keep_variables
+        experiment.teacher, pretrained, directory, inputs, keep_variables
     )
 
 

@@ -51,14 +51,14 @@ __all__ = ["build", "run", "verify_cache"]
 def run_teacher(experiment: Experiment, workdir: pathlib.Path) -> None:
     """Trains the teacher, or imports it."""
     directory, inputs = workdir / "teacher", experiment.inputs["teacher"]
-    checkpoint = experiment.teacher_checkpoint
+    pretrained = experiment.teacher_pretrained
 
     def keep(variables: Variables, directory: pathlib.Path) -> Mapping[str, Any]:
         _keep(experiment, directory, "teacher", variables, None)
         return {}
 
-    if checkpoint is not None:
-        import_model(experiment.teacher, checkpoint, directory, inputs, keep)
+    if pretrained is not None:
+        import_model(experiment.teacher, pretrained, directory, inputs, keep)
     elif begin(directory, inputs) is None:
         _train(experiment, experiment.teacher_training(), directory, "teacher")
 

@@ -184,6 +184,6 @@ def test_a_chain_is_in_its_own_order():
     assert experiment.paths[-1] == ("small", "large")
 
 
-def test_a_checkpoint_of_the_teacher_is_refused():
-    with pytest.raises(UserError, match=r"teacher\.checkpoint"):
-        assistants.build(_config(**{"teacher.checkpoint": "/nowhere/x.pth"}))
+def test_pretrained_weights_of_the_teacher_are_refused():
+    with pytest.raises(UserError, match=r"teacher\.pretrained"):
+        assistants.build(_config(**{"teacher.pretrained": "/nowhere/x.pth"}))
