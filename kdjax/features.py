@@ -39,19 +39,23 @@ class Adapter:
 
 
 def describe(network: Network) -> Outputs:
-    """The outputs for one image as `jax.ShapeDtypeStruct`s; runs nothing."""
+    """The outputs for one example as `jax.ShapeDtypeStruct`s; runs nothing."""
     apply: Any = network.apply  # A function can be a key, as a protocol says not.
-    return _describe(network.init, apply, network.image_shape)
+    return _describe(network.init, apply, network.image_shape, network.example_fn)
 
 
 @functools.lru_cache(maxsize=32)  # To trace a deep network takes seconds.
 def _describe(
-    init: Callable[[jax.Array], Variables], apply: ApplyFn, image_shape: tuple[int, ...]
+    init: Callable[[jax.Array], Variables],
+    apply: ApplyFn,
+    image_shape: tuple[int, ...],
+    example_fn: Callable[[int], Any] | None,
 ) -> Outputs:
+    network = Network("", init, apply, image_shape, 0, {}, example_fn)
+
     def outputs(rng: jax.Array) -> Outputs:
-        images = jnp.zeros((1, *image_shape), jnp.uint8)
         variables = init(rng)
-        outputs, _ = apply(variables, images, train=False)
+        outputs, _ = apply(variables, network.example(), train=False)
         return dataclasses.replace(outputs, variables=variables)
 
     return jax.eval_shape(outputs, jax.random.key(0))

@@ -26,6 +26,8 @@ class Network:
       num_classes: the number of logits.
       description: what must be equal for two networks to give the same logits from
         the same variables; JSON-able.
+      example_fn: from a number of examples to inputs of this network, where these are
+        not images; then `image_shape` is empty.
     """
 
     name: str
@@ -34,6 +36,13 @@ class Network:
     image_shape: tuple[int, ...]
     num_classes: int
     description: dict
+    example_fn: Callable[[int], Any] | None = None
+
+    def example(self, batch_size: int = 1) -> Any:
+        """Inputs as the network takes them, all zeros (and no padding)."""
+        if self.example_fn is not None:
+            return self.example_fn(batch_size)
+        return jnp.zeros((batch_size, *self.image_shape), jnp.uint8)
 
 
 def from_linen(
@@ -67,28 +76,10 @@ def from_linen(
         images = jnp.zeros((1, *image_shape), jnp.float32)
         return module.init(rng, images, train=False)
 
-    def apply(
-        variables: Variables,
-        images: jax.Array,
-        *,
-        train: bool,
-        rng: jax.Array | None = None,
-    ) -> tuple[Outputs, Variables]:
-        model_state = {k: v for k, v in variables.items() if k != "params"}
-        pixels = normalize(images)
-        if not train:
-            outputs: Any = module.apply(variables, pixels, train=False)
-            return outputs, model_state
-        rngs = None if rng is None else {"dropout": rng}
-        outputs, new_state = module.apply(
-            variables, pixels, train=True, rngs=rngs, mutable=list(model_state)
-        )
-        return outputs, dict(new_state)
-
     return Network(
         name=name,
         init=init,
-        apply=apply,
+        apply=_apply(module, normalize),
         image_shape=tuple(image_shape),
         num_classes=num_classes,
         description={
@@ -97,3 +88,61 @@ def from_linen(
             "std": [round(float(x), 6) for x in std],
         },
     )
+
+
+def of_tokens(
+    module: nn.Module, *, name: str, num_classes: int, vocabulary: str
+) -> Network:
+    """A Linen module on rows of tokens.
+
+    Its inputs are a dict: `tokens`, int32 `[B, L]`, and `mask`, `[B, L]`, which is
+    False for padding.
+
+    Args:
+      module: called as `module(inputs, train=...)`, returns `Outputs`.
+      name: for messages and reports.
+      num_classes: the number of logits.
+      vocabulary: a digest of what the tokens stand for.
+    """
+
+    def example(batch_size: int) -> Any:
+        shape = batch_size, 4  # Any length will do.
+        return {"tokens": jnp.zeros(shape, jnp.int32), "mask": jnp.ones(shape, bool)}
+
+    @jax.jit  # Once for all seeds.
+    def init(rng: jax.Array) -> Variables:
+        return module.init(rng, example(1), train=False)
+
+    return Network(
+        name=name,
+        init=init,
+        apply=_apply(module, lambda inputs: inputs),
+        image_shape=(),
+        num_classes=num_classes,
+        description={"model": name, "vocabulary": vocabulary},
+        example_fn=example,
+    )
+
+
+def _apply(module: nn.Module, prepare: Callable[[Any], Any]) -> ApplyFn:
+    """The module's `apply`, with the collections that training changes."""
+
+    def apply(
+        variables: Variables,
+        images: Any,
+        *,
+        train: bool,
+        rng: jax.Array | None = None,
+    ) -> tuple[Outputs, Variables]:
+        model_state = {k: v for k, v in variables.items() if k != "params"}
+        inputs = prepare(images)
+        if not train:
+            outputs: Any = module.apply(variables, inputs, train=False)
+            return outputs, model_state
+        rngs = None if rng is None else {"dropout": rng}
+        outputs, new_state = module.apply(
+            variables, inputs, train=True, rngs=rngs, mutable=list(model_state)
+        )
+        return outputs, dict(new_state)
+
+    return apply

@@ -13,6 +13,7 @@ Batch: TypeAlias = Mapping[str, jax.Array]
 """One batch, the examples along the first axis of every entry:
 
 * `image`: uint8 pixels as the models see them, augmented, `[B, height, width, C]`;
+* in place of it, of texts, `tokens`, `[B, L]`, and `token_mask`, False for padding;
 * `label`: integer classes, `[B]`;
 * `soft_label`: class probabilities, `[B, num_classes]`; only where labels are mixed;
 * `mask`: which examples are valid, `[B]`;
@@ -59,7 +60,7 @@ class ApplyFn(Protocol):
     def __call__(
         self,
         variables: Variables,
-        images: jax.Array,
+        images: Any,  # Or what else the model takes: see kdjax.networks.
         *,
         train: bool,
         rng: jax.Array | None = None,
