@@ -2,7 +2,7 @@
 
 import difflib
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.traverse_util
@@ -12,10 +12,21 @@ import safetensors
 import safetensors.numpy
 
 from kdjax import checkpoints
-from kdjax.pretrained import layouts, torch_files
+from kdjax.pretrained import (
+    tfjs_files,
+    torch_files,
+    transformers_layouts,
+    vision_layouts,
+)
+from kdjax.pretrained.layouts import Layout, Tensors, of_names_alone
 from kdjax.types import UserError, Variables
 
-__all__ = ["load", "save_safetensors", "to_variables"]
+__all__ = ["LAYOUTS", "load", "save_safetensors", "to_variables"]
+
+LAYOUTS: Mapping[str, Layout] = {
+    **vision_layouts.LAYOUTS,
+    **of_names_alone(transformers_layouts.CONVERSIONS),
+}
 
 TORCH_SUFFIXES = (".pth", ".pt", ".pkl", ".bin", ".tar")
 
@@ -27,17 +38,20 @@ def load(
     path: str | pathlib.Path,
     like: Variables,
     *,
-    rename: layouts.Rename | None = None,
+    layout: Layout | None = None,
+    optional: Sequence[str] = (),
 ) -> Variables:
     """The variables in a file or directory, in the structure of `like`.
 
     Args:
-      path: a `.safetensors` file, with our names or those of PyTorch; a PyTorch
-        checkpoint (`.pth`, `.pt`), of which only the tensors are read; or a directory
-        of Orbax, of a training's checkpoints or of bare variables.
+      path: a `.safetensors` file, with our names or those of a layout; a PyTorch
+        checkpoint (`.pth`, `.pt`), of which only the tensors are read; the
+        `model.json` of a Keras model in TensorFlow.js, with its shards beside it; or a
+        directory of Orbax, of a training's checkpoints or of bare variables.
       like: variables of the model, for their names, shapes and dtypes;
         `jax.ShapeDtypeStruct`s will do.
-      rename: as in `to_variables`, for a file with other names than ours.
+      layout: as in `to_variables`, for a file with other names than ours.
+      optional: as in `to_variables`, for a file without a classifier, or with another.
 
     Raises:
       UserError: if there is nothing, it does not read, or names or shapes differ.
@@ -46,27 +60,33 @@ def load(
     if not path.exists():
         raise UserError(
             f"Expected a checkpoint at {path}, but there is none: give an Orbax "
-            "directory, a .safetensors file or a PyTorch .pth."
+            "directory, a .safetensors file, a PyTorch .pth or a model.json of Keras."
         )
     tensors = _read(path)
     try:
-        return to_variables(tensors, like, rename=rename)
+        return to_variables(tensors, like, layout=layout, optional=optional)
     except UserError as error:
         raise UserError(f"{path}{_model_of(path)}: {error}") from error
 
 
 def to_variables(
-    tensors: layouts.Tensors, like: Variables, *, rename: layouts.Rename | None = None
+    tensors: Tensors,
+    like: Variables,
+    *,
+    layout: Layout | None = None,
+    optional: Sequence[str] = (),
 ) -> Variables:
     """Tensors by name, in the structure of `like`.
 
     Args:
       tensors: NumPy arrays by our names, such as `params/Conv_0/kernel`, or by those of
-        PyTorch, with axes in its order.
+        another library, with axes in its order.
       like: variables of the model, for their names, shapes and dtypes;
         `jax.ShapeDtypeStruct`s will do.
-      rename: maps the names of PyTorch to ours; called with `tensors` and all names
-        expected. By default the one of `layouts.LAYOUTS` that fits best.
+      layout: of the names that are not ours; by default the one of `LAYOUTS` that fits
+        best.
+      optional: of the modules with these paths, such as `params/classifier`, the arrays
+        of `like` are kept where the tensors have none, or any of another shape.
 
     Raises:
       UserError: if a tensor is missing or one too many, or has not the shape expected.
@@ -81,7 +101,9 @@ def to_variables(
     """
     expected = _flatten(like)
     if not any(name.startswith("params/") for name in tensors):
-        tensors = _from_torch(tensors, expected, rename)
+        tensors = _translate(tensors, expected, layout)
+    for module in optional:
+        tensors = _completed(tensors, expected, module)
     _check_names(tensors, expected)
     for name, x in expected.items():
         _check_array(name, tensors[name], x)
@@ -110,9 +132,11 @@ def _flatten(variables: Variables) -> dict[str, Any]:
     return flax.traverse_util.flatten_dict(dict(variables), sep="/")
 
 
-def _read(path: pathlib.Path) -> layouts.Tensors:
+def _read(path: pathlib.Path) -> Tensors:
     if path.is_dir():
         return _flatten(checkpoints.load_variables(path))
+    if path.suffix == ".json":
+        return tfjs_files.read(path)
     if path.suffix in TORCH_SUFFIXES:
         return torch_files.read(path)
     try:
@@ -133,35 +157,35 @@ def _model_of(path: pathlib.Path) -> str:
     return f" (of a {model!r}, as it says)" if model else ""
 
 
-def _from_torch(
-    tensors: layouts.Tensors,
-    expected: Mapping[str, Any],
-    rename: layouts.Rename | None,
-) -> dict[str, np.ndarray]:
-    """Renames and transposes a state dict; what has no name of ours keeps its own."""
-    tensors = {
-        name: x
-        for name, x in _without_prefix(tensors).items()
-        if not name.endswith("num_batches_tracked")  # Flax keeps no such count.
-    }
-    candidates = layouts.LAYOUTS.values() if rename is None else [rename]
+def _translate(
+    tensors: Tensors, expected: Mapping[str, Any], layout: Layout | None
+) -> Tensors:
+    """Another library's tensors by our paths, as far as they have any."""
+    tensors = _without_prefix(tensors)
+    candidates = LAYOUTS.values() if layout is None else [layout]
     best = max(
         (candidate(tensors, expected) for candidate in candidates),
-        key=lambda renamed: len(expected.keys() & renamed.values()),
+        key=lambda found: len(expected.keys() & found.keys()),
     )
-    if not best:
+    if not expected.keys() & best.keys():
         raise UserError(
-            f"Expected the names of a layout out of {', '.join(layouts.LAYOUTS)}, got "
+            f"Expected the names of a layout out of {', '.join(LAYOUTS)}, got "
             f"{', '.join(list(tensors)[:3]) or 'no tensor'}...: rename them, or write "
             f"safetensors with names such as {next(iter(expected))}."
         )
-    converted = {
-        ours: layouts.to_flax(ours, tensors[name]) for name, ours in best.items()
-    }
-    return converted | {n: x for n, x in tensors.items() if n not in best}
+    return best
 
 
-def _without_prefix(tensors: layouts.Tensors) -> layouts.Tensors:
+def _completed(tensors: Tensors, like: Mapping[str, Any], module: str) -> Tensors:
+    """The tensors with all of a module's as `like` has them, unless they fit it."""
+    own = {name: x for name, x in like.items() if name.startswith(f"{module}/")}
+    found = {name: x for name, x in tensors.items() if name.startswith(f"{module}/")}
+    if {k: x.shape for k, x in found.items()} == {k: x.shape for k, x in own.items()}:
+        return tensors
+    return {name: x for name, x in tensors.items() if name not in found} | own
+
+
+def _without_prefix(tensors: Tensors) -> Tensors:
     for prefix in _PREFIXES:
         if tensors and all(name.startswith(prefix) for name in tensors):
             shorter = {name.removeprefix(prefix): x for name, x in tensors.items()}
@@ -169,7 +193,7 @@ def _without_prefix(tensors: layouts.Tensors) -> layouts.Tensors:
     return tensors
 
 
-def _check_names(found: layouts.Tensors, expected: Mapping[str, Any]) -> None:
+def _check_names(found: Tensors, expected: Mapping[str, Any]) -> None:
     missing = sorted(expected.keys() - found.keys())
     unknown = sorted(found.keys() - expected.keys())
     if missing or unknown:

@@ -9,8 +9,9 @@ import pytest
 from flax import traverse_util
 
 from kdjax import models
-from kdjax.pretrained import layouts
+from kdjax.pretrained import layouts, vision_layouts
 
+RENAMES = [layout.rename for layout in vision_layouts.LAYOUTS.values()]
 SHAPES = {"Conv": (1, 1, 1, 1), "BatchNorm": (1,), "Dense": (1, 1)}
 
 
@@ -225,7 +226,7 @@ def test_all_names_find_their_place(name):
         if kind != "Conv" or name.startswith("vgg"):
             tensors[f"{module}.bias"] = np.zeros(1)
     expected = traverse_util.flatten_dict(shapes(name, **arguments), sep="/").keys()
-    renamed = [rename(tensors, expected) for rename in layouts.LAYOUTS.values()]
+    renamed = [rename(tensors, expected) for rename in RENAMES]
     (complete,) = [r for r in renamed if set(r.values()) == expected]
     assert complete.keys() == tensors.keys()
     leaves = {"Conv": "kernel", "Dense": "kernel", "BatchNorm": "scale"}
@@ -242,18 +243,18 @@ def shapes(name, **arguments):
 
 def test_names_of_no_family_are_left_alone():
     tensors = {"encoder.0.weight": np.zeros((2, 2)), "alpha": np.zeros(1)}
-    for rename in layouts.LAYOUTS.values():
+    for rename in RENAMES:
         assert rename(tensors, ["params/Dense_0/kernel"]) == {}
 
 
 def test_axes():
     kernel = np.arange(120).reshape(2, 3, 4, 5)
-    ours = layouts.to_flax("params/Conv_0/kernel", kernel)
+    ours = layouts.from_torch("params/Conv_0/kernel", kernel)
     assert ours.shape == (4, 5, 3, 2)
     assert ours[3, 1, 2, 0] == kernel[0, 2, 3, 1]
     matrix = np.arange(6).reshape(2, 3)
     np.testing.assert_array_equal(
-        layouts.to_flax("params/Dense_0/kernel", matrix), matrix.T
+        layouts.from_torch("params/Dense_0/kernel", matrix), matrix.T
     )
     for path in ("params/Dense_0/bias", "batch_stats/BatchNorm_0/mean"):
-        np.testing.assert_array_equal(layouts.to_flax(path, matrix[0]), matrix[0])
+        np.testing.assert_array_equal(layouts.from_torch(path, matrix[0]), matrix[0])

@@ -14,6 +14,7 @@ import pytest
 import safetensors.numpy
 
 from kdjax import models, pretrained
+from kdjax.pretrained import layouts
 from kdjax.types import UserError
 
 MODULE = models.CifarResNet(3, depth=8, widths=(3, 4, 5, 7))
@@ -123,14 +124,14 @@ def test_a_rename_of_the_users_own(like):
 
     def rename(tensors, expected):
         theirs = {".".join(reversed(k.split("/"))): k for k in tensors}
-        resnet = pretrained.layouts.LAYOUTS["resnet"]
+        resnet = pretrained.LAYOUTS["resnet"].rename
         by_torch = {name: tensors[k] for name, k in theirs.items()}
         return {theirs[k]: ours for k, ours in resnet(by_torch, expected).items()}
 
     weights = {k: x for k, x in weights.items() if "num_batches" not in k}
     with pytest.raises(UserError, match="Expected the names of a layout out of resnet"):
         pretrained.to_variables(weights, like)
-    found = pretrained.to_variables(weights, like, rename=rename)
+    found = pretrained.to_variables(weights, like, layout=layouts.Renamed(rename))
     assert_equal_trees(found, pretrained.to_variables(state_dict(), like))
 
 
