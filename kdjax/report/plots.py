@@ -38,12 +38,15 @@ class Series(NamedTuple):
       x: `[points]`.
       runs: `[runs, points]`, or `[points]` of a single run.
       reference: drawn as a thin grey line, without markers: a level to compare with.
+      level_of: the label of the series that it is a level of: a thin line of that one's
+        colour, and not in the legend.
     """
 
     label: str
     x: Sequence[float]
     runs: Any
     reference: bool = False
+    level_of: str = ""
 
 
 def lines(
@@ -62,8 +65,9 @@ def lines(
     @styled
     def draw() -> Figure:
         figure, axes = _new_figure(3.8)
+        places = {one.label: i for i, one in enumerate(series)}
         for i, one in enumerate(series):
-            _series(axes, i, one)
+            _series(axes, places.get(one.level_of, i), one)
         axes.set(xlabel=xlabel, ylabel=ylabel, xscale=xscale, yscale=yscale)
         _set_ticks(axes, sorted({x for one in series for x in one.x}), xscale)
         axes.set_title(title)
@@ -131,6 +135,71 @@ def heatmap(
     return Drawing(name, caption, draw)
 
 
+def parallel_coordinates(
+    name: str,
+    caption: str,
+    axes_values: Mapping[str, Sequence[str]],
+    places: Sequence[Sequence[int]],
+    scores: Sequence[Number],
+    *,
+    ylabel: str,
+    chosen: int | None = None,
+) -> Drawing:
+    """Each line is a setting: where it stands on each axis, and its score at the end.
+
+    Args:
+      name: of the file.
+      caption: what it shows.
+      axes_values: the values on each axis, from the bottom up, by its title.
+      places: of each setting, the index of its value on each axis.
+      scores: of each setting.
+      ylabel: what the scores are.
+      chosen: the setting that is drawn thick.
+    """
+
+    @styled
+    def draw() -> Figure:
+        figure, axes = _new_figure(3.6)
+        low, high = min(scores), max(scores)
+        shares = [(x - low) / max(high - low, 1e-12) for x in scores]
+        colors = matplotlib.colormaps["cividis"]
+        counts = [max(len(values) - 1, 1) for values in axes_values.values()]
+        for i in np.argsort(shares, kind="stable"):
+            heights = [place / n for place, n in zip(places[i], counts, strict=True)]
+            axes.plot(
+                [*heights, shares[i]],
+                color=INK if i == chosen else colors(shares[i]),
+                linewidth=2.6 if i == chosen else 1.0,
+                zorder=3 if i == chosen else 2,
+            )
+        for x, values in enumerate(axes_values.values()):
+            for i, value in enumerate(values):
+                _beside(axes, x, i / counts[x], value)
+        for height, score in ((0.0, low), (1.0, high)):
+            _beside(axes, len(counts), height, number(score, 2))
+        axes.set_xticks(range(len(counts) + 1), [*axes_values, ylabel], color=INK)
+        axes.set(yticks=[], xlim=(-0.15, len(counts) + 0.35))
+        axes.grid(axis="x", visible=True, color=MUTED)
+        axes.spines["left"].set_visible(False)
+        return figure
+
+    return Drawing(name, caption, draw)
+
+
+def _beside(axes: Axes, x: float, height: float, label: str) -> None:
+    """A label right of an axis, on white, for lines run below it."""
+    axes.annotate(
+        label,
+        (x, height),
+        xytext=(4, 0),
+        textcoords="offset points",
+        fontsize=8,
+        va="center",
+        zorder=4,
+        bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1},
+    )
+
+
 def image_grid(
     name: str,
     caption: str,
@@ -180,18 +249,22 @@ def _set_ticks(axes: Axes, points: Sequence[Number], xscale: str) -> None:
 
 def _series(axes: Axes, index: int, one: Series) -> None:
     runs = np.atleast_2d(np.asarray(one.runs, np.float64))
-    if one.reference:
-        axes.plot(one.x, runs.mean(axis=0), color=MUTED, linewidth=1.2, label=one.label)
-        return
+    mean = np.ma.masked_invalid(runs).mean(axis=0).filled(np.nan)
     color = PALETTE[index % len(PALETTE)]
     style = LINE_STYLES[index % len(LINE_STYLES)]
+    if one.reference:
+        axes.plot(one.x, mean, color=MUTED, linewidth=1.2, label=one.label)
+        return
+    if one.level_of:
+        axes.plot(one.x, mean, color=color, linewidth=0.9, linestyle=":")
+        return
     if len(runs) > 1:
         axes.plot(one.x, runs.T, color=color, linewidth=0.7, alpha=0.35)
     # Markers where points are few enough to be told apart.
     marker = SYMBOLS[index % len(SYMBOLS)] if len(one.x) <= 15 else None
     axes.plot(
         one.x,
-        runs.mean(axis=0),
+        mean,
         color=color,
         linestyle=style,
         marker=marker,

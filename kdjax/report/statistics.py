@@ -31,6 +31,25 @@ def summary(values: Sequence[Number]) -> dict[str, Any]:
     }
 
 
+def with_interval(
+    values: Sequence[Number], *, confidence: float = 0.95
+) -> dict[str, Any]:
+    r"""A summary, and the t-interval of its mean.
+
+    .. math:: \bar x \pm t_{n-1} \, s / \sqrt{n}
+
+    Returns:
+      What `summary` returns, `confidence`, and `low` and `high`: None for one value.
+    """
+    result = summary(values) | {"low": None, "high": None, "confidence": confidence}
+    if result["n"] > 1:
+        quantile = float(stats.t.ppf(0.5 + confidence / 2, result["n"] - 1))
+        half_width = quantile * result["sd"] / math.sqrt(result["n"])
+        result["low"] = result["mean"] - half_width
+        result["high"] = result["mean"] + half_width
+    return result
+
+
 def paired_difference(
     student: dict[int, Number],
     baseline: dict[int, Number],
@@ -60,18 +79,12 @@ def paired_difference(
     seeds = sorted(set(student) & set(baseline))
     if not seeds:
         return None
-    result = summary([student[seed] - baseline[seed] for seed in seeds])
-    result |= {"seeds": seeds, "low": None, "high": None, "p_value": None}
-    result["confidence"] = confidence
-    if result["n"] > 1:
-        degrees = result["n"] - 1
-        error = result["sd"] / math.sqrt(result["n"])
-        half_width = float(stats.t.ppf(0.5 + confidence / 2, degrees)) * error
-        result["low"] = result["mean"] - half_width
-        result["high"] = result["mean"] + half_width
-        if error > 0:
-            t = abs(result["mean"]) / error
-            result["p_value"] = float(2 * stats.t.sf(t, degrees))
+    differences = [student[seed] - baseline[seed] for seed in seeds]
+    result = with_interval(differences, confidence=confidence)
+    result |= {"seeds": seeds, "p_value": None}
+    if result["n"] > 1 and result["sd"] > 0:
+        t = abs(result["mean"]) / (result["sd"] / math.sqrt(result["n"]))
+        result["p_value"] = float(2 * stats.t.sf(t, result["n"] - 1))
     return result
 
 
