@@ -1,13 +1,14 @@
 """Students and teachers, by name.
 
 Every model is called as `model(images, train=...)`, with float images `[B, H, W, C]`,
-and returns its logits in float32 and its features by name:
+or, those of `ENCODERS`, with a dict of `tokens` and `mask`, both `[B, L]`. It returns
+its logits in float32 and its features by name:
 
 * `stem`, and `stage1`, `stage2`...: the last activations at one resolution;
 * `stage1_preact` and so on: the same before their ReLU, where one follows;
 * `pooled`: what the classifier sees, `[B, C]`, in float32;
 * `hidden1`...: the hidden layers of `mlp` and `lenet5`;
-* `embeddings`, and `block1`, `block2`...: the tokens of a vision transformer,
+* `embeddings`, and `block1`, `block2`...: the tokens of a transformer,
   `[B, L, D]`, with `block1_queries`, `block1_keys`, `block1_values`, and
   `block1_scores`, `[B, heads, L, L]`.
 """
@@ -15,12 +16,13 @@ and returns its logits in float32 and its features by name:
 import dataclasses
 import difflib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 
+from kdjax.models.bert import Bert
 from kdjax.models.cnn import CNN
 from kdjax.models.lenet import LeNet5
 from kdjax.models.mlp import MLP
@@ -83,6 +85,19 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "vit_base": _partial(ViT, patch_size=16, dim=768, depth=12, heads=12),
 }
 
+# Of texts; `vocab_size` is the tokenizer's.
+ENCODERS: dict[str, Callable[..., nn.Module]] = {
+    "bert": Bert,
+    "bert_base": _partial(Bert, dim=768, depth=12, heads=12, hidden=3072),
+    "distilbert_base": _partial(
+        Bert, dim=768, depth=6, heads=12, hidden=3072, segments=0, pooler="relu"
+    ),
+    "minilm_l12": _partial(Bert, dim=384, depth=12, heads=12, hidden=1536),
+    "minilm_l6": _partial(Bert, dim=384, depth=6, heads=12, hidden=1536),
+    "tinybert_4": _partial(Bert, dim=312, depth=4, heads=12, hidden=1200),
+    "tinybert_6": _partial(Bert, dim=768, depth=6, heads=12, hidden=3072),
+}
+
 
 def create(
     name: str,
@@ -90,15 +105,17 @@ def create(
     num_classes: int,
     dtype: Any = jnp.float32,
     axis_name: str | None = None,
+    among: Mapping[str, Callable[..., nn.Module]] = MODELS,
     **kwargs: Any,
 ) -> nn.Module:
     """A student or a teacher by name.
 
     Args:
-      name: one of `MODELS`.
+      name: one of `among`.
       num_classes: the number of logits.
       dtype: of the computation; parameters, statistics and logits are float32.
       axis_name: the `pmap` axis, for BatchNorm and dropout; none under `jit`.
+      among: the models there are, by name: those of images, or `ENCODERS`.
       **kwargs: the model's own attributes, where its name does not fix them.
 
     Raises:
@@ -108,20 +125,20 @@ def create(
       >>> create("wrn_40_2", num_classes=100, dropout=0.3).widen
       2
     """
-    if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, n=3, cutoff=0.4) or list(MODELS)
+    if name not in among:
+        near = difflib.get_close_matches(name, among, n=3, cutoff=0.4) or list(among)
         raise UserError(
             f"Expected the name of a model, got {name!r}: did you mean "
             f"{', '.join(near)}?"
         )
-    allowed = _attributes(MODELS[name])
+    allowed = _attributes(among[name])
     for unexpected in kwargs:
         if unexpected not in allowed:
             raise UserError(
                 f"Expected for {name!r} no arguments but "
                 f"{', '.join(['num_classes', 'dtype', *allowed])}, got {unexpected!r}."
             )
-    return MODELS[name](
+    return among[name](
         num_classes=num_classes, dtype=dtype, axis_name=axis_name, **kwargs
     )
 
