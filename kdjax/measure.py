@@ -35,6 +35,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kdjax.timing import Quantiles, in_turns, quantiles_ms
 from kdjax.types import Variables
 
 InferFn = Callable[[Variables, jax.Array], Any]
@@ -51,13 +52,6 @@ class Subject(NamedTuple):
 
     apply_fn: InferFn
     variables: Variables
-
-
-class Quantiles(NamedTuple):
-    """The median and the 95th percentile of repeated measurements."""
-
-    p50: float
-    p95: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,14 +132,14 @@ def measure_costs(
     )
     single_runs, compile_seconds = _compile(subjects, singly)
     batch_runs, _ = _compile(subjects, batched)
-    latencies = _in_turns(single_runs, latency_runs, max_seconds)
-    durations = _in_turns(batch_runs, throughput_runs, max_seconds)
+    latencies = in_turns(single_runs, latency_runs, max_seconds)
+    durations = in_turns(batch_runs, throughput_runs, max_seconds)
     return {
         name: ModelCost(
             parameters=count_parameters(subject.variables),
             nbytes=count_bytes(subject.variables),
             flops=_flops(subject, singly),
-            latency_ms=_quantiles_ms(latencies[name]),
+            latency_ms=quantiles_ms(latencies[name]),
             latency_runs=len(latencies[name]),
             throughput=batch_size / float(np.median(durations[name])),
             batch_size=batch_size,
@@ -273,31 +267,6 @@ def _compile(
         seconds[name] = time.perf_counter() - start
         programs[name] = functools.partial(compiled, variables, images)
     return programs, seconds
-
-
-def _in_turns(
-    programs: Mapping[str, Callable[[], Any]], runs: int, max_seconds: float
-) -> dict[str, list[float]]:
-    """Seconds of each run of each program, every round running each program once."""
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
-    warmup_rounds, least_rounds = 2, 3
-    order = np.random.default_rng(0)
-    stop = time.perf_counter() + max_seconds
-    for i in range(-warmup_rounds, runs):
-        if i >= least_rounds and time.perf_counter() > stop:
-            break
-        # In a new order each round: whom one follows decides what is in the caches.
-        for name in order.permutation(list(programs)).tolist():
-            start = time.perf_counter()
-            jax.block_until_ready(programs[name]())
-            if i >= 0:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def _quantiles_ms(seconds: Sequence[float]) -> Quantiles:
-    p50, p95 = np.quantile(1e3 * np.asarray(seconds), (0.5, 0.95))
-    return Quantiles(float(p50), float(p95))
 
 
 def _flops(subject: Subject, image: jax.Array) -> float | None:

@@ -11,7 +11,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "kdjax"
 # Modules of one row know nothing of each other. A name whose module is yet to be
 # written does no harm; a module without a name fails.
 ROWS = (
-    ("losses", "types"),
+    ("losses", "types", "timing"),
     ("schedules", "fingerprints", "metrics"),
     ("objectives", "models", "data", "teacher_cache"),
     (
@@ -37,7 +37,8 @@ ROWS = (
     ("pretrained", "training", "workdir"),
     ("default_config",),
     ("builders",),
-    ("report", "export", "sweep", "citations"),
+    ("report", "sweep", "citations"),
+    ("export",),
     ("recipes",),
     ("main",),
 )

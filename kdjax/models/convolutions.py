@@ -12,12 +12,16 @@ to itself, XLA computes the activations that led to a convolution once more, ele
 element in transposed order, inside the transposition that the gradient of the kernel
 needs: a third of the training step of a ResNet-20.
 
+Exporters want the operation itself: within `plain()` there is no other form.
+
 `benchmarks/convolutions.py` measures each form against XLA's own, and a whole step: on
 two CPU cores one of a ResNet-20 with 128 images takes 323 ms, 390 ms with XLA's
 convolutions alone, and 123 ms in PyTorch 2.13, whose 3x3 gradients are three times as
 fast as XLA's.
 """
 
+import contextlib
+import contextvars
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -30,6 +34,22 @@ from jax import lax
 
 from kdjax.models import _windows
 from kdjax.models._windows import Padding, Pads
+
+_is_plain = contextvars.ContextVar("is_plain", default=False)
+
+
+@contextlib.contextmanager
+def plain() -> Iterator[None]:
+    """Within it, `conv` is `lax.conv_general_dilated` and nothing else, on CPU too.
+
+    For programs that are made for other runtimes, which know a convolution by that
+    operation. What `jax.jit` has traced before stays as it was.
+    """
+    token = _is_plain.set(True)
+    try:
+        yield
+    finally:
+        _is_plain.reset(token)
 
 
 class _Window(NamedTuple):
@@ -86,9 +106,10 @@ def conv(
     """
     _windows.check_arrays(images, kernel, feature_group_count)
     pads = _windows.explicit_pads(images, kernel, strides, padding)
-    return _conv(
-        images, kernel, _Window((strides[0], strides[1]), pads, feature_group_count)
-    )
+    window = _Window((strides[0], strides[1]), pads, feature_group_count)
+    if _is_plain.get():
+        return _stock(window, images, kernel)
+    return _conv(images, kernel, window)
 
 
 class Conv(nn.Module):
