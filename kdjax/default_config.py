@@ -5,20 +5,29 @@ Imports `ml_collections` alone, so that loading a config touches no device. A fi
 is not here is a mistake, and is reported as one.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from ml_collections import config_dict
 
 
-def get_config() -> config_dict.ConfigDict:
-    """Returns a fresh config: offline distillation of the embedded digits."""
+def get_config(recipe: str = "offline") -> config_dict.ConfigDict:
+    """Returns a fresh config of a recipe, on the embedded digits.
+
+    Args:
+      recipe: the way of distilling: a module of kdjax.recipes. Its section, if it has
+        one, is below, under its name.
+    """
     config = config_dict.ConfigDict()
-    config.recipe = "offline"  # The way of distilling: a module of kdjax.recipes.
+    config.recipe = recipe
+    if recipe in SECTIONS:
+        config[recipe] = SECTIONS[recipe]()
     config.seed = 0  # Of the augmented views, and of the teacher.
     config.seeds = (0,)  # One student and one baseline each: initial weights, order.
     config.parallel = "jit"  # Or 'pmap'.
     config.steps_per_dispatch = 50  # On accelerators; one at a time on CPU.
     config.log_every_steps = 50
+    config.diagnose_every_steps = 0  # Between looks at each term's gradient; 0: none.
     config.eval_every_epochs = 1  # Each evaluation saves a checkpoint.
     config.checkpoint_every_steps = 0  # Further checkpoints; 0: none.
     config.keep_checkpoints = 2  # The latest; the best by validation stays too.
@@ -33,8 +42,11 @@ def get_config() -> config_dict.ConfigDict:
     )
     config.teacher = config_dict.create(
         model=dict(name="resnet14", dtype="float32"),
-        normalize="dataset",  # By its channel statistics; 'unit': pixels in [0, 1].
+        normalize="dataset",  # By its channel statistics; 'unit': pixels in [0, 1]; or
+        # as pretrained weights need: 'imagenet', 'symmetric', 'efficientnet_lite',
+        # 'caffe'.
         pretrained=config_dict.placeholder(str),  # Weights: see docs/pretrained.md.
+        finetune=False,  # True: `pretrained` is where its training begins.
         source="cached",  # Or 'online': run in every step.
         train=_train(),
     )
@@ -60,6 +72,16 @@ def get_config() -> config_dict.ConfigDict:
         from_epoch=0.0,  # Until then both terms are off, and `terms` alone count.
         terms=config_dict.ConfigDict(),  # More losses by name, see builders.LOSSES.
     )
+    config.export = config_dict.create(  # Of the stage `export`.
+        formats=("safetensors", "stablehlo", "onnx", "onnx_int8"),
+        pixels="uint8",  # What files take, or 'float32': 0 to 255 in both.
+        platforms=("cpu", "cuda", "tpu"),  # Of StableHLO.
+        calibration=512,  # Examples of train, for ranges of activations in 8 bits.
+        test_examples=10_000,  # Compared at most.
+        batch_size=64,  # Of comparison and throughput.
+        runs=200,  # Of each file at batch size 1, and of each batch.
+        max_seconds=30.0,  # Of latencies, and of throughputs; no round begins later.
+    )
     config.published = config_dict.create(
         source="",  # Empty: nothing to compare with.
         unit="accuracy",  # In %, or 'errors': a count.
@@ -69,15 +91,17 @@ def get_config() -> config_dict.ConfigDict:
         accept=config_dict.ConfigDict(),  # Role to (lowest, highest).
     )
     config.lock()  # A key that is not here is a mistake.
-    # But for the arguments of a model, more terms, and bands by role.
-    for open_section in (
-        config.teacher.model,
-        config.student.model,
-        config.distill.terms,
-        config.published.accept,
-    ):
-        open_section.unlock()
+    _open(config)
     return config
+
+
+def _open(section: config_dict.ConfigDict) -> None:
+    """Lets new keys into the arguments of models, and into what begins empty."""
+    for name, value in section.items():
+        if isinstance(value, config_dict.ConfigDict):
+            if not value or (name in ("model", "generator") and "name" in value):
+                value.unlock()
+            _open(value)
 
 
 def smoke(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
@@ -90,6 +114,7 @@ def smoke(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     config.cache.shard_size = 500
     config.teacher.pretrained = None
     config.published.source = ""
+    config.export.update(runs=5, max_seconds=5.0)
     for model in (config.teacher, config.student):
         if model.model.name == "mlp":
             model.model.hidden = (32,)
@@ -157,6 +182,29 @@ def visual_questions() -> config_dict.ConfigDict:
     """The section of `config.recipe = "visual_questions"`."""
     return config_dict.create(
         dim=64,  # Of the space in which the teacher multiplies image and question.
+    )
+
+
+def encoders() -> config_dict.ConfigDict:
+    """The section of `config.recipe = "encoders"`.
+
+    The last stage of a student is `student.train`, with the losses of `distill`.
+    """
+    return config_dict.create(
+        tokenizer=config_dict.placeholder(str),  # tokenizer.json; none: one is made of
+        # the words of the training texts.
+        vocabulary_size=8000,  # Of that, at most.
+        lengths=(32, 64, 128),  # Of batches, in tokens; longer texts are cut.
+        corpus=config_dict.placeholder(str),  # Unlabelled: a line each, or a folder.
+        layer_map="uniform",  # Of the teacher's layers to the student's; 'top',
+        # 'bottom'.
+        init_from_teacher=False,  # Students begin with its embeddings and those layers.
+        general=dict(train=_train() | dict(num_epochs=0), terms={}),  # On `corpus`.
+        layers=dict(train=_train(), terms={}),  # On the task's texts, before the last.
+        arms=config_dict.ConfigDict(),  # By name: title, layer_map, without (terms),
+        # teacher (False: labels alone), against, accept_gain, note.
+        main_arm="distilled",  # Whose share of the teacher's accuracy is told.
+        accept_share=config_dict.placeholder(float),  # The least that it should be.
     )
 
 
@@ -389,3 +437,20 @@ def methods() -> config_dict.ConfigDict:
         # to student.train.num_epochs.
         table=config_dict.ConfigDict(),  # The methods, by name.
     )
+
+
+SECTIONS: dict[str, Callable[[], config_dict.ConfigDict]] = {
+    "assistants": assistants,
+    "born_again": born_again,
+    "consistency": consistency,
+    "cross_modal": cross_modal,
+    "data_free": data_free,
+    "encoders": encoders,
+    "ensemble": ensemble,
+    "federated": federated,
+    "methods": methods,
+    "mutual": mutual,
+    "self_distillation": self_distillation,
+    "study_why": study_why,
+    "visual_questions": visual_questions,
+}

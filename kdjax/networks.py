@@ -53,6 +53,7 @@ def from_linen(
     num_classes: int,
     mean: Sequence[float],
     std: Sequence[float],
+    reverse_channels: bool = False,
 ) -> Network:
     """A Linen module on pixels scaled to [0, 1], then normalised by channel.
 
@@ -63,13 +64,15 @@ def from_linen(
       num_classes: the number of logits.
       mean: by channel, in units of [0, 1].
       std: by channel, in units of [0, 1].
+      reverse_channels: whether the module sees the channels in reverse, blue first.
     """
     mean_array, std_array = (np.asarray(x, np.float32) for x in (mean, std))
 
     def normalize(images: jax.Array) -> jax.Array:
         pixels = images.astype(jnp.float32) / 255
         shape = (1,) * (pixels.ndim - 1) + (-1,)
-        return (pixels - mean_array.reshape(shape)) / std_array.reshape(shape)
+        pixels = (pixels - mean_array.reshape(shape)) / std_array.reshape(shape)
+        return pixels[..., ::-1] if reverse_channels else pixels
 
     @jax.jit  # Once for all seeds.
     def init(rng: jax.Array) -> Variables:
@@ -86,7 +89,8 @@ def from_linen(
             "model": name,
             "mean": [round(float(x), 6) for x in mean],
             "std": [round(float(x), 6) for x in std],
-        },
+        }
+        | ({"channels": "reversed"} if reverse_channels else {}),
     )
 
 

@@ -5,13 +5,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from kdjax.builders._networks import NORMALIZATIONS
 from kdjax.types import UserError
 
 CHOICES = {
     "parallel": ("jit", "pmap"),
     "teacher.source": ("cached", "online"),
-    "teacher.normalize": ("dataset", "unit", "imagenet"),
-    "student.normalize": ("dataset", "unit", "imagenet"),
+    "teacher.normalize": ("dataset", "unit", *NORMALIZATIONS),
+    "student.normalize": ("dataset", "unit", *NORMALIZATIONS),
     "teacher.model.dtype": ("float32", "bfloat16"),
     "student.model.dtype": ("float32", "bfloat16"),
     "cache.encoding": ("float32", "float16", "topk"),
@@ -43,6 +44,7 @@ POSITIVE = (
 FRACTIONS = ("distill.alpha", "distill.alpha_final")
 
 NOT_NEGATIVE = (
+    "diagnose_every_steps",
     "cache.max_gigabytes",
     "distill.from_epoch",
     *(
@@ -73,6 +75,10 @@ BELOW_ONE = tuple(
 )
 
 
+# Recipes whose trainings are weighted sums of terms, each with a gradient.
+DIAGNOSED = ("offline", "methods", "assistants", "born_again")
+
+
 def check(config: ConfigDict) -> None:
     """Raises `UserError` on the first value out of its range."""
     for name, choices in CHOICES.items():
@@ -89,6 +95,12 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             f"Expected seeds to be one or more different numbers, got "
             f"{tuple(config.seeds)}: for example (0, 1, 2)."
+        )
+    if config.diagnose_every_steps and config.recipe not in DIAGNOSED:
+        raise UserError(
+            f"Expected diagnose_every_steps=0 with the recipe {config.recipe!r}, got "
+            f"{config.diagnose_every_steps}: only {', '.join(DIAGNOSED)} have terms "
+            "whose gradients can be told apart."
         )
     for role in ("teacher", "student"):
         _check_training(role, config[role].train)

@@ -7,8 +7,15 @@ from kdjax import models, networks, optimizers, parallel
 from kdjax.data import sources
 from kdjax.types import UserError
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+# Mean and standard deviation of red, green and blue in units of [0, 1], as the weights
+# of others were trained with.
+NORMALIZATIONS = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # torchvision, timm.
+    "symmetric": ((0.5,) * 3, (0.5,) * 3),  # To [-1, 1]: ViT of timm.
+    "efficientnet_lite": ((127 / 255,) * 3, (128 / 255,) * 3),
+    # Bytes less the mean, blue before red: ResNet and VGG of Keras.
+    "caffe": ((123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255,) * 3),
+}
 
 
 def network(
@@ -35,6 +42,7 @@ def network(
         num_classes=source.num_classes,
         mean=mean,
         std=std,
+        reverse_channels=config.normalize == "caffe",
     )
 
 
@@ -48,12 +56,12 @@ def _statistics(
         return tuple(mean.tolist()), tuple(std.tolist())
     if normalize == "unit":
         return (0.0,) * channels, (1.0,) * channels
-    if channels != len(IMAGENET_MEAN):
+    if channels != 3:
         raise UserError(
-            f"Expected images of 3 channels for normalize='imagenet', got {channels}: "
-            "use 'dataset' or 'unit'."
+            f"Expected images of 3 channels for normalize={normalize!r}, got "
+            f"{channels}: use 'dataset' or 'unit'."
         )
-    return IMAGENET_MEAN, IMAGENET_STD
+    return NORMALIZATIONS[normalize]
 
 
 def optimizer_fn(

@@ -78,6 +78,10 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": _partial(ResNet, depth=18),
     "resnet34": _partial(ResNet, depth=34),
     "resnet50": _partial(ResNet, depth=50),
+    "resnet101": _partial(ResNet, depth=101),
+    "resnet152": _partial(ResNet, depth=152),
+    # The form of Keras, with the epsilon of its weights until 2019.
+    "resnet50_keras": _partial(ResNet, depth=50, keras=True, epsilon=1e-3),
     "mobilenet_v2": MobileNetV2,
     "shufflenet_v2": ShuffleNetV2,
     "vit_tiny": _partial(ViT, patch_size=16, dim=192, depth=12, heads=3),

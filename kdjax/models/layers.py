@@ -20,13 +20,18 @@ small_normal = nn.initializers.normal(0.01)
 
 
 def batch_norm(
-    train: bool, dtype: Any, axis_name: str | None, **kwargs: Any
+    train: bool,
+    dtype: Any,
+    axis_name: str | None,
+    *,
+    epsilon: float = 1e-5,
+    **kwargs: Any,
 ) -> nn.BatchNorm:
     """BatchNorm over the global batch, statistics in float32."""
     return nn.BatchNorm(
         use_running_average=not train,
         momentum=0.9,
-        epsilon=1e-5,
+        epsilon=epsilon,
         dtype=dtype,
         axis_name=axis_name,
         **kwargs,
@@ -39,17 +44,20 @@ def conv(
     *,
     strides: int = 1,
     groups: int = 1,
-    padding: int | None = None,
+    padding: int | str | None = None,
     dtype: Any = jnp.float32,
     **kwargs: Any,
 ) -> Conv:
-    """A convolution without bias, padded by (size - 1) / 2 on every side."""
+    """A convolution without bias, padded by (size - 1) / 2 on every side.
+
+    With strides, padding='SAME' is another: that of TensorFlow, with less before.
+    """
     pad = (size - 1) // 2 if padding is None else padding
     return Conv(
         features,
         (size, size),
         strides=strides,
-        padding=((pad, pad), (pad, pad)),
+        padding=pad if isinstance(pad, str) else ((pad, pad), (pad, pad)),
         feature_group_count=groups,
         dtype=dtype,
         kernel_init=he_normal,
@@ -65,11 +73,12 @@ def conv_norm(
     train: bool,
     dtype: Any,
     axis_name: str | None,
+    epsilon: float = 1e-5,
     **kwargs: Any,
 ) -> jax.Array:
     """A convolution and BatchNorm, both submodules of the calling module."""
     x = conv(features, size, dtype=dtype, **kwargs)(x)
-    return batch_norm(train, dtype, axis_name)(x)
+    return batch_norm(train, dtype, axis_name, epsilon=epsilon)(x)
 
 
 def mean_over_places(x: jax.Array) -> jax.Array:

@@ -1,7 +1,7 @@
 """Residual networks: the CIFAR and the ImageNet families of He et al. 2016."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -46,20 +46,36 @@ class Bottleneck(nn.Module):
 
     He et al. have the stride on the first 1x1; this form, of torchvision and others,
     is about half a point better on ImageNet. Returns the output before its last ReLU.
+
+    Attributes:
+      width: of the 3x3 convolution, a quarter of the output's.
+      strides: of the block.
+      dtype: of the computation.
+      axis_name: the `pmap` axis, if any.
+      keras: the form of Keras: the stride on the first 1x1, convolutions with biases.
+      epsilon: of the BatchNorm.
     """
 
     width: int
     strides: int
     dtype: Any
     axis_name: str | None
+    keras: bool = False
+    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         unit = functools.partial(
-            conv_norm, train=train, dtype=self.dtype, axis_name=self.axis_name
+            conv_norm,
+            train=train,
+            dtype=self.dtype,
+            axis_name=self.axis_name,
+            epsilon=self.epsilon,
+            use_bias=self.keras,
         )
-        y = nn.relu(unit(x, self.width, 1))
-        y = nn.relu(unit(y, self.width, 3, strides=self.strides))
+        first, second = (self.strides, 1) if self.keras else (1, self.strides)
+        y = nn.relu(unit(x, self.width, 1, strides=first))
+        y = nn.relu(unit(y, self.width, 3, strides=second))
         y = unit(y, 4 * self.width, 1)
         if x.shape != y.shape:
             x = unit(x, 4 * self.width, 1, strides=self.strides)
@@ -111,6 +127,8 @@ _BLOCKS = {
     18: (BasicBlock, (2, 2, 2, 2)),
     34: (BasicBlock, (3, 4, 6, 3)),
     50: (Bottleneck, (3, 4, 6, 3)),
+    101: (Bottleneck, (3, 4, 23, 3)),
+    152: (Bottleneck, (3, 8, 36, 3)),
 }
 
 
@@ -121,13 +139,17 @@ class ResNet(nn.Module):
     `pooled`.
 
     Raises:
-      ValueError: when called, if the depth is not 18, 34 or 50.
+      ValueError: when called, if the depth is not 18, 34, 50, 101 or 152, or less than
+        50 in the form of Keras.
 
     Attributes:
       num_classes: the number of logits.
-      depth: 18, 34 or 50.
+      depth: 18, 34, 50, 101 or 152.
       small_images: the stem is one 3x3 convolution, as for CIFAR, in place of a 7x7
         one and max-pooling, with stride 2 each.
+      keras: the form of Keras, as of He et al.: a block's stride is on its first 1x1
+        convolution; and all convolutions have biases.
+      epsilon: of the BatchNorm, added to variances; in Keras 1e-3 until 2019.
       dtype: of the computation; parameters, statistics and logits are float32.
       axis_name: the `pmap` axis, if any.
     """
@@ -135,17 +157,27 @@ class ResNet(nn.Module):
     num_classes: int
     depth: int = 18
     small_images: bool = False
+    keras: bool = False
+    epsilon: float = 1e-5
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> Outputs:
-        if self.depth not in _BLOCKS:
-            raise ValueError(f"Expected a depth of {list(_BLOCKS)}, got {self.depth}.")
-        make_block, num_blocks = _BLOCKS[self.depth]
+        make_block, num_blocks = self._blocks()
         size, strides = (3, 1) if self.small_images else (7, 2)
-        x = conv(64, size, strides=strides, dtype=self.dtype)(images.astype(self.dtype))
-        x = nn.relu(batch_norm(train, self.dtype, self.axis_name)(x))
+        x = conv_norm(
+            images.astype(self.dtype),
+            64,
+            size,
+            strides=strides,
+            train=train,
+            dtype=self.dtype,
+            axis_name=self.axis_name,
+            epsilon=self.epsilon,
+            use_bias=self.keras,
+        )
+        x = nn.relu(x)
         features = {"stem": x}
         if not self.small_images:
             x = max_pool_3x3(x)
@@ -158,3 +190,18 @@ class ResNet(nn.Module):
             features |= {f"stage{stage}_preact": preact, f"stage{stage}": x}
         features["pooled"], logits = classify(x, self.num_classes)
         return Outputs(logits, features)
+
+    def _blocks(self) -> tuple[Callable[..., nn.Module], Sequence[int]]:
+        """What makes a block of this depth, and how many there are in each stage."""
+        if self.depth not in _BLOCKS:
+            raise ValueError(f"Expected a depth of {list(_BLOCKS)}, got {self.depth}.")
+        block, counts = _BLOCKS[self.depth]
+        if block is Bottleneck:
+            form = dict(keras=self.keras, epsilon=self.epsilon)
+            return functools.partial(block, **form), counts
+        if self.keras or self.epsilon != 1e-5:
+            raise ValueError(
+                "Expected keras=False and epsilon=1e-5 for basic blocks, got "
+                f"{self.keras} and {self.epsilon}."
+            )
+        return block, counts

@@ -31,9 +31,9 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
         return arrays
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"Expected a Keras model of TensorFlow.js in {path}, with its shards beside "
-            f"it, but it does not read ({type(error).__name__}: {error}): copy or "
-            "convert it again."
+            f"Expected a Keras model of TensorFlow.js in {path}, with its shards in the "
+            f"same directory, but it does not read ({type(error).__name__}: {error}): "
+            "copy or convert it again."
         ) from error
 
 

@@ -1,10 +1,12 @@
 """PyTorch checkpoints, read without PyTorch and without executing anything.
 
 A checkpoint is a pickle and the raw bytes of its tensors: in a zip since PyTorch 1.6,
-one after another in a plain file before. Unpickling calls whatever function the pickle
-names. This reader imports none of them: a pickle may call only the four that rebuild
-tensors and the two collections below; any other name stands for an inert class, of
-which a pickled module is made, and which refuses to be called.
+one after another in a plain file before; and where `pickle.dump` wrote it in place of
+`torch.save`, each storage is such a plain file within the pickle. Unpickling calls
+whatever function the pickle names. This reader imports none of them: a pickle may call
+only the five that rebuild tensors and storages, and the two collections below; any
+other name stands for an inert class, of which a pickled module is made, and which
+refuses to be called.
 """
 
 import collections
@@ -55,7 +57,7 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         if zipfile.is_zipfile(path):
             return _read_zip(path)
-        return _read_legacy(io.BytesIO(path.read_bytes()))
+        return _read_plain(io.BytesIO(path.read_bytes()))
     except _Refused as error:
         raise UserError(f"Refused to read {path}: {error}") from error
     except Exception as error:  # Damaged bytes make the unpickler raise anything.
@@ -81,9 +83,17 @@ def _read_zip(path: pathlib.Path) -> dict[str, np.ndarray]:
         return _rebuild(tree, lambda key: archive.read(f"{root}data/{key}"))
 
 
-def _read_legacy(stream: io.BytesIO) -> dict[str, np.ndarray]:
-    if _Reader(stream).load() != _LEGACY_MAGIC:
-        raise ValueError("it does not begin like one")
+def _read_plain(stream: io.BytesIO) -> dict[str, np.ndarray]:
+    first = _Reader(stream).load()
+    if first != _LEGACY_MAGIC:
+        if not isinstance(first, Mapping | _Inert):
+            raise ValueError("it does not begin like one")
+        return _rebuild(first, {}.__getitem__)  # Of pickle.dump.
+    return _rebuild(*_read_legacy(stream))
+
+
+def _read_legacy(stream: io.BytesIO) -> tuple[Any, Storages]:
+    """What stands behind the magic number: a tree, and the bytes of its storages."""
     _protocol, system = _Reader(stream).load(), _Reader(stream).load()
     _check_byte_order(system["little_endian"])
     reader = _Reader(stream)
@@ -93,7 +103,7 @@ def _read_legacy(stream: io.BytesIO) -> dict[str, np.ndarray]:
         count = int.from_bytes(stream.read(8), "little")
         itemsize = _DTYPES[reader.storages[key].kind].itemsize
         contents[key] = stream.read(count * itemsize)
-    return _rebuild(tree, contents.__getitem__)
+    return tree, contents.__getitem__
 
 
 def _check_byte_order(little: bool) -> None:
@@ -102,8 +112,22 @@ def _check_byte_order(little: bool) -> None:
 
 
 class _Storage(NamedTuple):
+    """The elements of a tensor; `content`, where they are in the pickle itself."""
+
     key: str
     kind: str
+    content: bytes | None = None
+
+
+def _load_storage(saved: bytes) -> _Storage:
+    """A storage that was pickled as a plain file of its own."""
+    stream = io.BytesIO(saved)
+    if _Reader(stream).load() != _LEGACY_MAGIC:
+        raise ValueError("a storage in it does not begin like one")
+    storage, storages = _read_legacy(stream)
+    if not isinstance(storage, _Storage):
+        raise ValueError("it has something else in place of a storage")
+    return storage._replace(content=storages(storage.key))
 
 
 class _Tensor(NamedTuple):
@@ -115,7 +139,9 @@ class _Tensor(NamedTuple):
     stride: tuple[int, ...]
 
     def to_array(self, storages: Storages) -> np.ndarray:
-        content = storages(self.storage.key)
+        content = self.storage.content
+        if content is None:
+            content = storages(self.storage.key)
         flat = np.frombuffer(content, _DTYPES[self.storage.kind])
         reach = sum((n - 1) * s for n, s in zip(self.size, self.stride, strict=True))
         count = math.prod(self.size)
@@ -167,6 +193,7 @@ class _Reader(pickle.Unpickler):
         allowed = {
             "torch._utils._rebuild_tensor": lambda *view: _Tensor(*view),
             "torch._utils._rebuild_tensor_v2": lambda *view: _Tensor(*view[:4]),
+            "torch.storage._load_from_bytes": lambda saved: _load_storage(saved),
             "torch._utils._rebuild_parameter": lambda data, *_: data,
             "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
             "collections.OrderedDict": collections.OrderedDict,
