@@ -1,7 +1,7 @@
 // What is drawn or dropped goes to both models, and what they say to the page.
 
 import { argmax, bytes, divergence, median, softmax } from "./answers.js";
-import { pixelsOf } from "./digits.js";
+import { frame, pixelsOf } from "./digits.js";
 import { load, run } from "./models.js";
 import { Pad } from "./pad.js";
 import { fit, fromRGBA, onDark } from "./pictures.js";
@@ -92,10 +92,11 @@ function showHelp() {
   $("shape").textContent = `${width} × ${height}, ${channels === 1 ? "grey" : "colour"}`;
   $("pixels").width = width;
   $("pixels").height = height;
-  const box = width < 16 ? width : Math.round((20 * width) / 28);
+  const { wide, high } = frame(width);
   const drawing =
-    `Draw one digit. It is scaled to a box of ${box} pixels and centred by its centre ` +
-    "of mass, as the images of MNIST were. ";
+    `Draw one digit. It is scaled to a box of ${Math.round(wide)} × ${Math.round(high)} ` +
+    "pixels, drawn with a pen of their width, and centred by its centre of mass, as the " +
+    "images of MNIST were. ";
   const picture =
     "A picture is brought to the models' size: its shorter side resized, the longer " +
     "one cut at both ends";

@@ -2,35 +2,38 @@
 
 const FINE = 8; // Side of the square that is averaged to one pixel.
 
-/** How a digit lies in an image: side of its box, and width of the pen, in pixels. */
-function frame(side) {
-  // MNIST (LeCun et al. 1998): 20 of 28 pixels. The 8x8 digits fill their image.
-  return side < 16 ? { box: side, pen: side / 7 } : { box: (20 * side) / 28, pen: side / 12 };
+/**
+ * How a digit lies in an image, in pixels: its box, the pen, and its centre of mass.
+ *
+ * MNIST (LeCun et al. 1998): in 20 x 20 of 28 x 28 pixels, the centre of mass on pixel
+ * 14, counted from 0. The 8 x 8 digits of scikit-learn are as high as their image.
+ */
+export function frame(side) {
+  if (side < 16) return { wide: 0.75 * side, high: side, pen: side / 7, centre: side / 2 };
+  const box = (20 * side) / 28;
+  return { wide: box, high: box, pen: side / 12, centre: side / 2 + 0.5 };
 }
 
 /**
- * The strokes scaled to a box of 20 of 28 pixels, proportions kept, and moved by whole
- * pixels until their centre of mass is the centre of the image. The pen has the same
+ * The strokes, scaled to the box of a digit with their proportions kept, and moved by
+ * whole pixels until their centre of mass is where it belongs. The pen has the same
  * width, however large one has drawn.
  *
  * @param {{x: number, y: number}[][]} strokes in any unit
  * @param {number} side of the square image, in pixels
  */
 export function pixelsOf(strokes, side) {
-  const { box, pen } = frame(side);
-  const points = strokes.flat();
-  const [left, right] = range(points.map((p) => p.x));
-  const [top, bottom] = range(points.map((p) => p.y));
-  const scale = (box - pen) / Math.max(right - left, bottom - top, 1e-9);
-  // A dot stays a dot.
-  const zoom = points.length > 1 && Number.isFinite(scale) ? Math.min(scale, side) : 0;
-  const placed = strokes.map((stroke) =>
-    stroke.map((p) => ({
-      x: side / 2 + zoom * (p.x - (left + right) / 2),
-      y: side / 2 + zoom * (p.y - (top + bottom) / 2),
-    })),
-  );
-  return centred(rendered(placed, side, pen), side);
+  const { wide, high, pen, centre } = frame(side);
+  const [left, right] = range(strokes.flat().map(({ x }) => x));
+  const [top, bottom] = range(strokes.flat().map(({ y }) => y));
+  const scale = Math.min((wide - pen) / (right - left), (high - pen) / (bottom - top));
+  const zoom = Number.isFinite(scale) ? scale : 0; // A dot stays a dot.
+  const place = ({ x, y }) => ({
+    x: side / 2 + zoom * (x - (left + right) / 2),
+    y: side / 2 + zoom * (y - (top + bottom) / 2),
+  });
+  const placed = strokes.map((stroke) => stroke.map(place));
+  return centred(rendered(placed, side, pen), side, centre);
 }
 
 function range(values) {
@@ -72,11 +75,11 @@ export function trace(context, strokes, scale, width) {
   }
 }
 
-/** Moved by whole pixels, so that the centre of mass is the centre; ink stays inside. */
-function centred(data, side) {
-  let [mass, ofX, ofY] = [0, 0, 0];
+/** Moved by whole pixels, the centre of mass to `centre`; all ink stays inside. */
+function centred(data, side, centre) {
   const columns = [];
   const rows = [];
+  let [mass, ofX, ofY] = [0, 0, 0];
   data.forEach((value, i) => {
     if (!value) return;
     const [x, y] = [i % side, Math.floor(i / side)];
@@ -86,16 +89,13 @@ function centred(data, side) {
     columns.push(x);
     rows.push(y);
   });
-  const dx = shift(ofX / mass, range(columns), side);
-  const dy = shift(ofY / mass, range(rows), side);
+  const shift = (at, [first, last]) =>
+    Math.min(Math.max(Math.round(centre - at), -first), side - 1 - last);
+  const dx = shift(ofX / mass, range(columns));
+  const dy = shift(ofY / mass, range(rows));
   const out = new Uint8Array(side * side);
   data.forEach((value, i) => {
     if (value) out[i + dy * side + dx] = value;
   });
   return { data: out, width: side, height: side, channels: 1 };
-}
-
-function shift(centre, [first, last], side) {
-  const wanted = Math.round(side / 2 - centre);
-  return Math.min(Math.max(wanted, -first), side - 1 - last);
 }

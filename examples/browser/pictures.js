@@ -1,13 +1,18 @@
 // Pictures to a model's pixels: uint8, rows of [height][width][channels].
 
+const BITS = 22; // Of a weight's fraction, in fixed point.
+const UNIT = 1 << BITS;
+const HALF = UNIT >> 1;
+
 /**
  * Brings an image to a size as kdjax does in training: the shorter side resized, the
  * longer one cut at both ends.
  *
  * A triangle filter as wide as a target pixel, or as a source pixel where the image
- * grows; first along rows, rounded, then along columns. That is Pillow's BILINEAR.
+ * grows; first along rows, rounded, then along columns. That is Pillow's BILINEAR, to
+ * the bit.
  *
- * @param {{data: Uint8ClampedArray|Uint8Array, width: number, height: number,
+ * @param {{data: Uint8Array, width: number, height: number,
  *   channels: number}} image
  */
 export function fit(image, width, height) {
@@ -59,7 +64,7 @@ function round(x) {
 function alongRows(image, width) {
   const { data, height, channels } = image;
   const taps = filter(image.width, width);
-  const out = new Uint8ClampedArray(width * height * channels);
+  const out = new Uint8Array(width * height * channels);
   for (let y = 0; y < height; y++) {
     for (let x = 0; x < width; x++) {
       for (let c = 0; c < channels; c++) {
@@ -68,7 +73,7 @@ function alongRows(image, width) {
         for (let k = 0; k < weights.length; k++) {
           sum += weights[k] * data[(y * image.width + first + k) * channels + c];
         }
-        out[(y * width + x) * channels + c] = sum;
+        out[(y * width + x) * channels + c] = (sum + HALF) >> BITS;
       }
     }
   }
@@ -79,7 +84,7 @@ function alongColumns(image, height) {
   const { data, width, channels } = image;
   const taps = filter(image.height, height);
   const row = width * channels;
-  const out = new Uint8ClampedArray(height * row);
+  const out = new Uint8Array(height * row);
   for (let y = 0; y < height; y++) {
     const { first, weights } = taps[y];
     for (let i = 0; i < row; i++) {
@@ -87,7 +92,7 @@ function alongColumns(image, height) {
       for (let k = 0; k < weights.length; k++) {
         sum += weights[k] * data[(first + k) * row + i];
       }
-      out[y * row + i] = sum;
+      out[y * row + i] = (sum + HALF) >> BITS;
     }
   }
   return { data: out, width, height, channels };
@@ -106,7 +111,7 @@ function filter(from, to) {
       weights.push(Math.max(1 - Math.abs((x - centre + 0.5) / support), 0));
     }
     const total = weights.reduce((a, b) => a + b);
-    return { first, weights: weights.map((w) => w / total) };
+    return { first, weights: weights.map((w) => Math.round((w / total) * UNIT)) };
   });
 }
 
