@@ -439,6 +439,42 @@ def methods() -> config_dict.ConfigDict:
     )
 
 
+def lm() -> config_dict.ConfigDict:
+    """The section of `config.recipe = "lm"`.
+
+    The corpus is `dataset`, the teacher's weights `distill.alpha`; with
+    `teacher.source="cached"` the teacher's last hidden states are stored, by which all
+    its logits are known.
+    """
+    return config_dict.create(
+        tokenizer=config_dict.placeholder(str),  # tokenizer.json; none: a new BPE.
+        vocab_size=1024,  # Of a new one.
+        length=64,  # Tokens of a text.
+        teacher_windows=0,  # Texts that the teacher is trained on; 0: all.
+        student_windows=0,  # Of these, the first so many for the students; 0: all.
+        eval_windows=0,  # Texts of validation and of test; 0: all.
+        methods=("forward_kl", "random_sampling", "top_k"),  # In the report's order.
+        chunk_size=1024,  # Tokens whose logits are in memory at a time.
+        skew=0.1,  # Of the student in the teacher's mixture, and the other way.
+        draws=50,  # Of each token, for 'random_sampling'.
+        top_k=12,  # Classes stored, for 'top_k' and 'top_k_tail'.
+        gkd=dict(
+            share=0.5,  # Of the steps, on text of the student's own.
+            beta=0.5,  # Of the Jensen-Shannon divergence; the teacher's share.
+            prompt=16,  # Tokens of a given text that it continues.
+            temperature=1.0,
+        ),
+        taid=dict(start=0.4, end=1.0, rate=5e-4, decay=0.99),
+        angles=dict(
+            windows=32,  # Texts of the gradients compared.
+            draws=(12, 25, 50, 100),
+            top_k=(3, 6, 12, 25, 50, 100),
+        ),
+        prompts=(),  # Texts for both models to continue, in the report.
+        new_tokens=40,
+    )
+
+
 SECTIONS: dict[str, Callable[[], config_dict.ConfigDict]] = {
     "assistants": assistants,
     "born_again": born_again,
@@ -448,6 +484,7 @@ SECTIONS: dict[str, Callable[[], config_dict.ConfigDict]] = {
     "encoders": encoders,
     "ensemble": ensemble,
     "federated": federated,
+    "lm": lm,
     "methods": methods,
     "mutual": mutual,
     "self_distillation": self_distillation,

@@ -44,6 +44,7 @@ class Experiment:
       temperature: at which the report shows soft labels.
       loss_terms: the names of the student's terms, for the report.
       published: what the literature reports, by role, and how.
+      export: the section of that name, for the stage.
       config: the whole config, for the report.
     """
 
@@ -66,6 +67,7 @@ class Experiment:
     temperature: float
     loss_terms: tuple[str, ...]
     published: Mapping[str, Any]
+    export: Mapping[str, Any]
     config: Mapping[str, Any]
 
 
@@ -98,5 +100,6 @@ def experiment(parts: Parts) -> Experiment:
         temperature=config.distill.temperature,
         loss_terms=tuple(dict.fromkeys(["hard", "soft", *config.distill.terms])),
         published=plain(config.published),
+        export=plain(config.export),
         config=plain(config),
     )

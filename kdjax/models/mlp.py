@@ -34,7 +34,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> Outputs:
-        x = images.reshape(len(images), -1)
+        x = images.reshape(images.shape[0], -1)
         x = Dropout(self.input_dropout, self.axis_name)(x, train=train)
         features = {}
         for i, width in enumerate(self.hidden, start=1):

@@ -73,9 +73,9 @@ class ViT(nn.Module):
             dtype=self.dtype,
             kernel_init=torch_uniform,
         )
-        x = conv(images).reshape(len(images), -1, self.dim)
+        x = conv(images).reshape(images.shape[0], -1, self.dim)
         token = self.param("class_token", _normal, (1, 1, self.dim))
-        token = jnp.broadcast_to(token.astype(self.dtype), (len(x), 1, self.dim))
+        token = jnp.broadcast_to(token.astype(self.dtype), (x.shape[0], 1, self.dim))
         x = jnp.concatenate([token, x], axis=1)
         positions = self.param("positions", _normal, (1, *x.shape[1:]))
         return x + positions.astype(self.dtype)

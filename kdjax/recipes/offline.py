@@ -9,6 +9,7 @@ result in the work directory, and are skipped when it is there:
       baseline/seed0/      the last epoch, and at the best by validation), result.json
       cache/             the teacher's logits, by view and example
       report/            report.html, report.json, figures
+      export/            if named in --stages: files for other runtimes, README.md
 """
 
 import pathlib
@@ -31,6 +32,7 @@ from kdjax import teacher_cache as caches
 from kdjax.builders import Experiment, build
 from kdjax.data import sources
 from kdjax.networks import Network
+from kdjax.recipes import _export
 from kdjax.recipes.stages import (
     SECONDS,
     Runner,
@@ -150,6 +152,23 @@ def run_report(experiment: Experiment, workdir: pathlib.Path, command: str) -> N
     )
     report.write(built, workdir / "report")
     report.print_table(built, rich.console.Console())
+
+
+def run_export(experiment: Experiment, workdir: pathlib.Path, command: str) -> None:
+    """Writes the teacher and one student as files for other runtimes."""
+    seed, why = _export.best_seed(workdir / "student", experiment.seeds)
+    student = workdir / "student" / f"seed{seed}"
+    _export.run(
+        {
+            "teacher": _export.Trained(experiment.teacher, workdir / "teacher"),
+            "student": _export.Trained(experiment.student, student, why),
+        },
+        experiment.splits,
+        experiment.export,
+        experiment.config,
+        workdir,
+        command,
+    )
 
 
 def _train(
@@ -279,4 +298,5 @@ run = Runner(
         "baseline": run_baselines,
     },
     run_report,
+    {"export": run_export},
 )

@@ -38,14 +38,18 @@ class Runner:
     Attributes:
       work: what each stage does, of an experiment and a work directory, by name.
       report: writes the report, of the same and the command that repeats the run.
+      optional: likewise, but stages that run only when they are named, at the end.
     """
 
     work: Mapping[str, Callable[[Any, pathlib.Path], None]]
     report: Callable[[Any, pathlib.Path, str], None]
+    optional: Mapping[str, Callable[[Any, pathlib.Path, str], None]] = (
+        dataclasses.field(default_factory=dict)
+    )
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """The names of all stages, in their order."""
+        """The names of the stages that run unless others are named, in their order."""
         return (*self.work, REPORT)
 
     def __call__(
@@ -61,7 +65,7 @@ class Runner:
         Args:
           experiment: what to run, as the recipe's `build` gives it.
           workdir: receives every result, and what each stage took.
-          stages: some of `self.stages`; all by default.
+          stages: some of `self.stages` and of `self.optional`; by default the first.
           command: that repeats the run, for the report.
 
         Raises:
@@ -70,10 +74,11 @@ class Runner:
           Interrupted: if the process was asked to stop; run again to go on.
         """
         wanted = self.stages if stages is None else stages
-        unknown = [stage for stage in wanted if stage not in self.stages]
+        known = (*self.stages, *self.optional)
+        unknown = [stage for stage in wanted if stage not in known]
         if unknown:
             raise UserError(
-                f"Expected --stages out of {', '.join(self.stages)}, got "
+                f"Expected --stages out of {', '.join(known)}, got "
                 f"{', '.join(unknown)}."
             )
         workdir.mkdir(parents=True, exist_ok=True)
@@ -83,8 +88,10 @@ class Runner:
                     started = time.monotonic()
                     work(experiment, workdir)
                     _add_seconds(workdir, stage, time.monotonic() - started)
-            if REPORT in wanted and parallel.is_main_process():
-                self.report(experiment, workdir, command)
+            last = {REPORT: self.report, **self.optional}
+            for stage, write in last.items():
+                if stage in wanted and parallel.is_main_process():
+                    write(experiment, workdir, command)
 
 
 def write_cache(
