@@ -30,8 +30,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     if variant not in ("", "smoke"):
         raise ValueError(f"Expected variant '' or 'smoke', got {variant!r}.")
 
-    config = default_config.get_config()
-    config.recipe = "assistants"
+    config = default_config.get_config("assistants")
     config.seeds = (0, 1, 2, 3, 4)
     config.steps_per_dispatch = config.log_every_steps = 468  # An epoch.
     config.eval_every_epochs = 20
@@ -47,11 +46,9 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         model.train.learning_rate.update(schedule="cosine", base=1e-3)
     config.teacher.train.num_epochs = 40
     config.distill.update(temperature=4.0, alpha=0.9)
-    with config.unlocked():
-        config.assistants = default_config.assistants()
-        models = config.assistants.models
-        models.large = dict(name="mlp", dtype="float32", hidden=(200, 200))
-        models.small = dict(name="mlp", dtype="float32", hidden=(60, 60))
+    models = config.assistants.models
+    models.large = dict(name="mlp", dtype="float32", hidden=(200, 200))
+    models.small = dict(name="mlp", dtype="float32", hidden=(60, 60))
     config.assistants.chain = ("large", "small")
     return _smoke(config) if variant == "smoke" else config
 

@@ -40,12 +40,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     if variant not in ("", "mlp", "smoke"):
         raise ValueError(f"Expected variant '', 'mlp' or 'smoke', got {variant!r}.")
 
-    config = default_config.get_config()
-    config.recipe = "born_again"
-    with config.unlocked():
-        config.born_again = default_config.born_again()
-    config.student.model.unlock()  # For the arguments of a model.
-    config.distill.terms.unlock()  # Others may join: cwtm or dkpp, as in the paper.
+    config = default_config.get_config("born_again")
     config.seeds = (0, 1, 2, 3, 4)
     # An epoch has 429 steps: dispatches of one length compile one program.
     config.steps_per_dispatch = config.log_every_steps = 143

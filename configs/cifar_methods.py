@@ -236,8 +236,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     if variant not in ("", "short", "smoke"):
         raise ValueError(f"Expected variant '', 'short' or 'smoke', got {variant!r}.")
 
-    config = default_config.get_config()
-    config.recipe = "methods"
+    config = default_config.get_config("methods")
     config.seeds = (0, 1, 2)
     config.dataset.update(name="cifar10", path="data/cifar10.npz", validation=5000)
     # Stops at the ends of epochs alone, so that a method is one program.
@@ -260,16 +259,14 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         baseline=92.37,
         accept=dict(baseline=(91.5, 92.7), kd_gain=(0.2, 1.2)),
     )
-    with config.unlocked():
-        config.methods = default_config.methods()
-        for name, (title, distill, published, note) in METHODS.items():
-            config.methods.table[name] = dict(
-                title=title,
-                distill=distill,
-                published=published,
-                note=note,
-                classifier="teacher" if name == "simkd" else "student",
-            )
+    for name, (title, distill, published, note) in METHODS.items():
+        config.methods.table[name] = dict(
+            title=title,
+            distill=distill,
+            published=published,
+            note=note,
+            classifier="teacher" if name == "simkd" else "student",
+        )
     if variant == "short":
         _shorten(config)
     return _smoke(config) if variant == "smoke" else config

@@ -38,8 +38,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     if variant not in ("", "smoke"):
         raise ValueError(f"Expected variant '' or 'smoke', got {variant!r}.")
 
-    config = default_config.get_config()
-    config.recipe = "consistency"
+    config = default_config.get_config("consistency")
     config.seeds = (0, 1, 2, 3, 4)
     config.steps_per_dispatch = 500  # No less than an epoch: one program for all.
     config.log_every_steps = 1_000_000  # At evaluations alone.
@@ -59,8 +58,6 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     config.student.train.optimizer.update(name="adamw", weight_decay=1e-4)
     config.student.train.learning_rate.base = 1e-3
     config.distill.update(temperature=1.0, alpha=1.0)
-    with config.unlocked():
-        config.consistency = default_config.consistency()
     return _smoke(config) if variant == "smoke" else config
 
 

@@ -56,12 +56,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"Expected variant out of {VARIANTS}, got {variant!r}.")
 
-    config = default_config.get_config()
-    config.recipe = "cross_modal"
-    with config.unlocked():
-        config.cross_modal = default_config.cross_modal()
-    for model in (config.teacher, config.student):
-        model.model.unlock()  # For the arguments of a model.
+    config = default_config.get_config("cross_modal")
     config.seeds = (0, 1, 2, 3, 4)
     config.steps_per_dispatch = 500  # So that a dispatch is an epoch, by one program.
     config.log_every_steps = 2340  # 10 epochs of 30,000 images, for the same reason.

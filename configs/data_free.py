@@ -52,8 +52,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     if variant not in ("", "lenet", "smoke"):
         raise ValueError(f"Expected variant '', 'lenet' or 'smoke', got {variant!r}.")
 
-    config = default_config.get_config()
-    config.recipe = "data_free"
+    config = default_config.get_config("data_free")
     config.seeds = (0, 1, 2)
     config.log_every_steps = 100
     config.steps_per_dispatch = 100
@@ -76,11 +75,9 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         student=98.39,
     )
     config.published.accept.teacher = (98.3, 100.0)
-    with config.unlocked():
-        config.data_free = default_config.data_free()
-        _methods(config.data_free)
-        if variant == "lenet":
-            _lenet(config)
+    _methods(config.data_free)
+    if variant == "lenet":
+        _lenet(config)
     return _smoke(config) if variant == "smoke" else config
 
 

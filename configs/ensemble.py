@@ -39,8 +39,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     if variant not in ("", "mlp", "smoke"):
         raise ValueError(f"Expected variant '', 'mlp' or 'smoke', got {variant!r}.")
 
-    config = default_config.get_config()
-    config.recipe = "ensemble"
+    config = default_config.get_config("ensemble")
     config.seeds = (0, 1, 2, 3, 4)
     config.steps_per_dispatch = config.log_every_steps = 468  # An epoch.
     config.eval_every_epochs = 10
@@ -55,8 +54,6 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         model.train.optimizer.update(name="adamw", weight_decay=1e-4)
         model.train.learning_rate.update(schedule="cosine", base=1e-3)
     config.distill.update(temperature=4.0, alpha=0.9)
-    with config.unlocked():
-        config.ensemble = default_config.ensemble()
     return _smoke(config) if variant == "smoke" else config
 
 

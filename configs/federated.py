@@ -57,8 +57,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"Expected variant out of {VARIANTS}, got {variant!r}.")
 
-    config = default_config.get_config()
-    config.recipe = "federated"
+    config = default_config.get_config("federated")
     config.seeds = (0, 1, 2)
     config.log_every_steps = 1  # Rounds.
     config.dataset.name = "fashion_mnist"
@@ -74,19 +73,17 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         model.train.learning_rate.update(schedule="constant", base=1e-3)
     config.distill.update(temperature=2.0, alpha=0.5)
     config.published.source = "FedCDA (ICLR 2024), table 1: 200 rounds x 20 epochs"
-    with config.unlocked():
-        config.federated = default_config.federated()
-        published, gain = config.federated.published, config.federated.accept_gain
-        names = ("dirichlet_0.1", "dirichlet_0.3", "dirichlet_0.5")
-        names += ("shards_2", "shards_4", "shards_8")
-        fedavg = (71.81, 75.97, 79.73, 64.69, 74.78, 76.81)
-        feddf = (80.03, 84.42, 86.84, 64.72, 74.16, 85.51)
-        published.fedavg = tuple(zip(names, fedavg, strict=True))
-        published.feddf = tuple(zip(names, feddf, strict=True))
-        gain.feddf = (("dirichlet_0.1", 2.0),)
-        gain.fedgkd = tuple((name, -0.5) for name in names)
-        config.federated.fedmd.models = _models()
-        config.federated.fedmd.accept_gain = 8.0
+    published, gain = config.federated.published, config.federated.accept_gain
+    names = ("dirichlet_0.1", "dirichlet_0.3", "dirichlet_0.5")
+    names += ("shards_2", "shards_4", "shards_8")
+    fedavg = (71.81, 75.97, 79.73, 64.69, 74.78, 76.81)
+    feddf = (80.03, 84.42, 86.84, 64.72, 74.16, 85.51)
+    published.fedavg = tuple(zip(names, fedavg, strict=True))
+    published.feddf = tuple(zip(names, feddf, strict=True))
+    gain.feddf = (("dirichlet_0.1", 2.0),)
+    gain.fedgkd = tuple((name, -0.5) for name in names)
+    config.federated.fedmd.models = _models()
+    config.federated.fedmd.accept_gain = 8.0
     if variant == "mlp":
         _perceptron(config, (200, 200))
     if variant == "fedmd":
@@ -104,8 +101,7 @@ def _models() -> config_dict.ConfigDict:
 
 
 def _perceptron(config: config_dict.ConfigDict, hidden: tuple[int, ...]) -> None:
-    with config.unlocked():
-        config.teacher.model.update(name="mlp", hidden=hidden)
+    config.teacher.model.update(name="mlp", hidden=hidden)
 
 
 def _fedmd(config: config_dict.ConfigDict) -> None:

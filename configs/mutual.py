@@ -44,8 +44,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     if variant not in VARIANTS:
         raise ValueError(f"Expected variant out of {VARIANTS}, got {variant!r}.")
 
-    config = default_config.get_config()
-    config.recipe = "mutual"
+    config = default_config.get_config("mutual")
     config.seeds = (0, 1, 2, 3, 4)
     config.steps_per_dispatch = config.log_every_steps = 429  # An epoch.
     config.eval_every_epochs = 2
@@ -56,11 +55,9 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     config.student.train.optimizer.update(name="adamw", weight_decay=1e-4)
     config.student.train.learning_rate.update(schedule="cosine", base=1e-3)
     config.published.accept.gain = (0.0, None)
-    with config.unlocked():
-        config.mutual = default_config.mutual()
-        partners = config.mutual.partners
-        partners.half = dict(name="cnn", dtype="float32", widths=(8, 16), hidden=64)
-        partners.mlp = dict(name="mlp", dtype="float32", hidden=(128, 128))
+    partners = config.mutual.partners
+    partners.half = dict(name="cnn", dtype="float32", widths=(8, 16), hidden=64)
+    partners.mlp = dict(name="mlp", dtype="float32", hidden=(128, 128))
     if variant.startswith("cifar"):
         return _cifar(config, num_epochs=60 if variant == "cifar60" else 200)
     return _smoke(config) if variant == "smoke" else config
@@ -70,9 +67,10 @@ def _cifar(config: config_dict.ConfigDict, num_epochs: int) -> config_dict.Confi
     config.seeds = (0, 1, 2)
     config.steps_per_dispatch = config.log_every_steps = 351  # An epoch.
     config.dataset.name = "cifar10"
-    with config.unlocked():
-        config.student.model = config_dict.create(name="resnet20", dtype="float32")
-        config.mutual.partners = config_dict.ConfigDict()
+    for argument in ("widths", "hidden"):
+        del config.student.model[argument]
+    config.student.model.name = "resnet20"
+    config.mutual.partners = config_dict.ConfigDict()
     train = config.student.train
     train.num_epochs = num_epochs
     train.optimizer.update(name="sgd", weight_decay=1e-4)

@@ -42,10 +42,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     if variant not in ("", "smoke"):
         raise ValueError(f"Expected variant '' or 'smoke', got {variant!r}.")
 
-    config = default_config.get_config()
-    config.recipe = "self_distillation"
-    with config.unlocked():
-        config.self_distillation = default_config.self_distillation()
+    config = default_config.get_config("self_distillation")
     config.seeds = (0, 1, 2, 3, 4)
     # An epoch has 429 steps: dispatches of one length compile one program.
     config.steps_per_dispatch = config.log_every_steps = 143

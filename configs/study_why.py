@@ -63,8 +63,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     if variant not in ("", "smoke"):
         raise ValueError(f"Expected variant '' or 'smoke', got {variant!r}.")
 
-    config = default_config.get_config()
-    config.recipe = "study_why"
+    config = default_config.get_config("study_why")
     config.seeds = (0, 1, 2, 3, 4)
     config.steps_per_dispatch = 500  # No less than an epoch: one program for all.
     config.log_every_steps = 1_000_000  # At evaluations alone.
@@ -87,8 +86,6 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     config.student.train.num_epochs = 20
     config.student.train.num_views = 1  # Clean images: one view, cached exactly.
     config.distill.update(temperature=20.0, alpha=1.0)
-    with config.unlocked():
-        config.study_why = default_config.study_why()
     return _smoke(config) if variant == "smoke" else config
 
 

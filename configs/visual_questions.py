@@ -37,12 +37,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     if variant not in ("", "smoke"):
         raise ValueError(f"Expected variant '' or 'smoke', got {variant!r}.")
 
-    config = default_config.get_config()
-    config.recipe = "visual_questions"
-    with config.unlocked():
-        config.visual_questions = default_config.visual_questions()
-    for model in (config.teacher, config.student):
-        model.model.unlock()  # For the arguments of a model.
+    config = default_config.get_config("visual_questions")
     config.seeds = (0, 1, 2, 3, 4)
     config.log_every_steps = 400  # 10 epochs: an epoch is a dispatch, by one program.
     config.eval_every_epochs = 1000  # At the end: each evaluation saves a checkpoint.

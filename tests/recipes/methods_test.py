@@ -47,8 +47,9 @@ def _config(table=None, **updates):
     config.student.train.optimizer.update(name="sgd", weight_decay=0.01)
     config.student.train.learning_rate.update(base=0.05)
     with config.unlocked():
-        config.methods = default_config.methods()
-        config.methods.table.update(TABLE if table is None else table)
+        config.methods = default_config.get_config("methods").methods
+    config.methods.table.unlock()
+    config.methods.table.update(TABLE if table is None else table)
     config.update_from_flattened_dict(updates)
     return config
 
