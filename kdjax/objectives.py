@@ -45,3 +45,15 @@ def weighted_sum(terms: Mapping[str, Term]) -> Objective:
         return {**losses, "loss": total}
 
     return objective
+
+
+def weighted_terms(terms: Mapping[str, Term]) -> Objective:
+    """Returns what `weighted_sum` adds up: every term times its weight."""
+
+    def objective(student, teacher, batch, values):
+        return {
+            name: term.weight(values) * term.fn(student, teacher, batch, values)
+            for name, term in terms.items()
+        }
+
+    return objective

@@ -129,19 +129,38 @@ class Parallel:
                     length=num_steps,
                 )
 
-            if self.mode == "jit":
-                return jax.jit(run, donate_argnums=0, out_shardings=self.replicated)
-            # pmap wants one mapped argument, and resident inputs are not.
-            in_axes = (0, None, None, None, None if resident else 0)
-            mapped = jax.pmap(
-                lambda _, *arguments: run(*arguments),
-                axis_name=AXIS,
-                in_axes=in_axes,
-                out_axes=None,
-            )
-            return functools.partial(mapped, np.arange(jax.local_device_count()))
+            return self._compile(run, resident=resident, donate=True)
 
         return functools.cache(many_steps)
+
+    def diagnose_program(
+        self,
+        diagnose_step: Callable[[TrainState, Variables, Batch, HParams], Metrics],
+        batch_fn: BatchFn,
+        *,
+        resident: bool,
+    ) -> Callable[[TrainState, Variables, HParams, Any], Metrics]:
+        """Compiles what a step would do, without doing it, as `train_program` does."""
+
+        def run(state, teacher_variables, hparams, inputs):
+            batch = self._batch(batch_fn, inputs, state.step, resident)
+            return diagnose_step(state, teacher_variables, batch, hparams)
+
+        return self._compile(run, resident=resident, donate=False)
+
+    def _compile(self, run: Any, *, resident: bool, donate: bool) -> Any:
+        """A function of state, teacher's variables, schedules and inputs."""
+        if self.mode == "jit":
+            donated = 0 if donate else ()
+            return jax.jit(run, donate_argnums=donated, out_shardings=self.replicated)
+        # pmap wants one mapped argument, and resident inputs are not.
+        mapped = jax.pmap(
+            lambda _, *arguments: run(*arguments),
+            axis_name=AXIS,
+            in_axes=(0, None, None, None, None if resident else 0),
+            out_axes=None,
+        )
+        return functools.partial(mapped, np.arange(jax.local_device_count()))
 
     def _batch(
         self, batch_fn: BatchFn, inputs: Any, step: jax.Array, resident: bool

@@ -1,5 +1,6 @@
 """Pure train and predict steps, ready for `jax.jit` or `jax.pmap`."""
 
+import itertools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from kdjax import features
-from kdjax.objectives import Objective
+from kdjax.objectives import Objective, Term, weighted_terms
 from kdjax.optimizers import OptimizerFn
 from kdjax.types import ApplyFn, Batch, HParams, Outputs, Values, Variables
 
@@ -119,31 +120,18 @@ def make_train_step(
       The train step. `batch['mask']`, `[B]`, says which examples are valid.
     """
 
+    forward = _make_forward(student_fn, teacher_fn, objective, adapters, axis_name)
+
     def train_step(state, teacher_variables, batch, hparams):
         values = hyperparameters(hparams, state.step)
-        # Count over all devices before dividing: a mean of per-device means would
-        # weigh examples by how full their device's shard happens to be.
-        num_valid = jnp.sum(batch["mask"].astype(jnp.float32))
-        num_valid = jnp.maximum(_across_devices(num_valid, axis_name), 1.0)
+        num_valid = _num_valid(batch, axis_name)
 
         def part_grads(model_state, part, rng):
-            teacher = teacher_fn(teacher_variables, part, values)
+            means_fn = forward(teacher_variables, part, values, num_valid, rng)
 
             def loss_fn(params):
-                own, extra = features.split({"params": params, **model_state})
-                student, own = student_fn(own, part["image"], train=True, rng=rng)
-                seen = _everyones((student, teacher, _without_image(part)), axis_name)
-                student, teacher_seen, batch_seen = seen
-                student = student.replace(variables={"params": params})
-                teacher_seen = teacher_seen.replace(variables=teacher_variables)
-                student, extra = features.adapt(
-                    adapters, extra, student, teacher_seen, batch_seen, values, rng
-                )
-                losses = objective(student, teacher_seen, batch_seen, values)
-                losses["accuracy"] = _correct(student, batch_seen)
-                sums = jax.tree.map(jnp.sum, _own(losses, axis_name))
-                means = jax.tree.map(lambda x: x / num_valid, sums)
-                return means["loss"], (features.join(own, extra), means)
+                means, new_state = means_fn(params, model_state)
+                return means["loss"], (new_state, means)
 
             grads, (model_state, means) = jax.grad(loss_fn, has_aux=True)(state.params)
             return model_state, (grads, means)
@@ -169,6 +157,78 @@ def make_train_step(
     return train_step
 
 
+def make_diagnose_step(
+    student_fn: ApplyFn,
+    teacher_fn: TeacherFn,
+    terms: Mapping[str, Term],
+    *,
+    adapters: Mapping[str, features.Adapter] = MappingProxyType({}),
+    num_microbatches: int = 1,
+    axis_name: str | None = None,
+) -> Callable[[TrainState, Variables, Batch, HParams], Metrics]:
+    r"""Builds `diagnose_step(state, teacher_variables, batch, hparams)`.
+
+    For the gradients :math:`g_i` of the weighted terms :math:`w_i \ell_i` with respect
+    to the student's own parameters, adapters left out, it gives
+
+    .. math::
+      \|g_i\| \quad\text{and}\quad \frac{g_i \cdot g_j}{\|g_i\| \|g_j\|}
+
+    as `grad_norm/<term>` and `grad_cosine/<term>/<term>`. The gradients are those of
+    the update that a train step would make of the same arguments, and their sum is its
+    gradient. Nothing is updated.
+
+    Args:
+      student_fn: as of `make_train_step`, and so are the others.
+      teacher_fn: likewise.
+      terms: what the objective is the weighted sum of.
+      adapters: likewise.
+      num_microbatches: likewise.
+      axis_name: likewise.
+
+    Returns:
+      A pure step, to be wrapped as the train step is. A cosine is NaN where one of the
+      two gradients is zero, which has no direction.
+    """
+    objective = weighted_terms(terms)
+    forward = _make_forward(student_fn, teacher_fn, objective, adapters, axis_name)
+
+    def diagnose_step(state, teacher_variables, batch, hparams):
+        values = hyperparameters(hparams, state.step)
+        num_valid = _num_valid(batch, axis_name)
+
+        def part_grads(model_state, part, rng):
+            means_fn = forward(teacher_variables, part, values, num_valid, rng)
+            means, pull_back, model_state = jax.vjp(
+                lambda params: means_fn(params, model_state), state.params, has_aux=True
+            )
+            # Not mapped over the terms: batched convolutions are slow on CPU.
+            chosen = {n: {k: jnp.float32(k == n) for k in means} for n in terms}
+            return model_state, {n: pull_back(chosen[n])[0] for n in terms}
+
+        rng = jax.random.fold_in(state.rng, state.step)
+        _, grads = _accumulate(
+            part_grads, state.model_state, batch, rng, num_microbatches
+        )
+        return _compare(_across_devices(grads, axis_name))
+
+    return diagnose_step
+
+
+def _compare(grads: Mapping[str, Any]) -> Metrics:
+    """Norms, and cosines between each two, of gradients by name."""
+    own = {
+        n: features.split({"params": x})[0].get("params", {}) for n, x in grads.items()
+    }
+    norms = {name: optax.tree.norm(x) for name, x in own.items()}
+    found = {f"grad_norm/{name}": norm for name, norm in norms.items()}
+    for first, second in itertools.combinations(own, 2):
+        product = optax.tree.vdot(own[first], own[second])
+        cosine = product / (norms[first] * norms[second])
+        found[f"grad_cosine/{first}/{second}"] = cosine
+    return found
+
+
 def make_predict_step(
     apply_fn: ApplyFn,
 ) -> Callable[[Variables, jax.Array], jax.Array]:
@@ -184,6 +244,48 @@ def make_predict_step(
 def hyperparameters(hparams: HParams, step: jax.Array) -> dict[str, jax.Array]:
     """The value of every schedule at `step`."""
     return {name: schedule(step) for name, schedule in hparams.items()}
+
+
+def _make_forward(student_fn, teacher_fn, objective, adapters, axis_name):
+    """Builds the function of parameters that steps differentiate.
+
+    `forward` runs the teacher on part of a batch, and returns a function of parameters
+    and model state: to the sums of all losses of this device's examples, over
+    `num_valid`, and the new model state.
+    """
+
+    def forward(teacher_variables, part, values, num_valid, rng):
+        teacher = teacher_fn(teacher_variables, part, values)
+
+        def means_fn(params, model_state):
+            own, extra = features.split({"params": params, **model_state})
+            student, own = student_fn(own, part["image"], train=True, rng=rng)
+            seen = _everyones((student, teacher, _without_image(part)), axis_name)
+            student, teacher_seen, batch_seen = seen
+            student = student.replace(variables={"params": params})
+            teacher_seen = teacher_seen.replace(variables=teacher_variables)
+            student, extra = features.adapt(
+                adapters, extra, student, teacher_seen, batch_seen, values, rng
+            )
+            losses = objective(student, teacher_seen, batch_seen, values)
+            losses["accuracy"] = _correct(student, batch_seen)
+            sums = jax.tree.map(jnp.sum, _own(losses, axis_name))
+            means = jax.tree.map(lambda x: x / num_valid, sums)
+            return means, features.join(own, extra)
+
+        return means_fn
+
+    return forward
+
+
+def _num_valid(batch: Batch, axis_name: str | None) -> jax.Array:
+    """How many examples of all devices count, at least 1.
+
+    A mean of per-device means would weigh examples by how full their device's shard
+    happens to be.
+    """
+    num_valid = jnp.sum(batch["mask"].astype(jnp.float32))
+    return jnp.maximum(_across_devices(num_valid, axis_name), 1.0)
 
 
 def _without_image(batch: Batch) -> Batch:

@@ -49,6 +49,9 @@ class Training:
       eval_every_epochs: between evaluations; each saves a checkpoint.
       checkpoint_every_steps: between further checkpoints; 0 for none.
       keep_checkpoints: how many of the latest stay, beside the best.
+      diagnose: a program, from state, constants, schedules and the inputs of the next
+        step to further metrics of it; None for none.
+      diagnose_every_steps: between two of these, from step 0 on.
     """
 
     name: str
@@ -66,6 +69,11 @@ class Training:
     eval_every_epochs: int
     checkpoint_every_steps: int
     keep_checkpoints: int
+    diagnose: Callable[[Any, Any, HParams, Any], Mapping[str, Any]] | None = None
+    diagnose_every_steps: int = 0
+
+    def is_diagnosed(self, step: int) -> bool:
+        return self.diagnose is not None and step % self.diagnose_every_steps == 0
 
     def is_eval_step(self, step: int) -> bool:
         return step == self.num_steps or (
@@ -85,7 +93,7 @@ class Training:
         for candidate in range(step + 1, last):
             if self.is_log_step(candidate) or self.is_checkpoint_step(candidate):
                 return candidate
-            if candidate % self.steps_per_epoch == 0:
+            if candidate % self.steps_per_epoch == 0 or self.is_diagnosed(candidate):
                 return candidate  # A loader's inputs hold for one epoch.
         return last
 
@@ -119,11 +127,15 @@ def fit(training: Training, directory: pathlib.Path) -> tuple[Any, Checkpoints]:
         MetricWriter(directory, start_step=start, enabled=main) as writer,
         stage(training.name, training.num_steps, start, enabled=main) as bar,
     ):
-        step, inputs = start, training.loader.inputs(start)
+        step, inputs = start, _Inputs(training.loader.inputs(start))
         while step < training.num_steps:
+            if training.diagnose is not None and training.is_diagnosed(step):
+                found = training.diagnose(state, constants, hparams, inputs.peek())
+                epoch = {"epoch": step / training.steps_per_epoch}
+                writer.write(step, epoch | {k: float(x) for k, x in found.items()})
             stop = training.next_stop(step)
             state, rows = training.programs(stop - step)(
-                state, constants, hparams, _skip(inputs, stop - step)
+                state, constants, hparams, inputs.skip_to_last_of(stop - step)
             )
             guard.watch(step, rows)
             step, row = stop, {}
@@ -237,9 +249,25 @@ def _restore_or_init(training: Training, checkpoints: Checkpoints) -> tuple[Any,
     return training.parallel.replicate(checkpoints.restore(step, state)), step
 
 
-def _skip(inputs: Iterator[Any], count: int) -> Any:
-    """The inputs of the last of the next `count` steps."""
-    return next(itertools.islice(inputs, count - 1, None))
+class _Inputs:
+    """A loader's inputs, of which the next may be seen before it is taken."""
+
+    def __init__(self, inputs: Iterator[Any]):
+        self._inputs = inputs
+        self._seen: list[Any] = []
+
+    def peek(self) -> Any:
+        """The inputs of the next step."""
+        if not self._seen:
+            self._seen.append(next(self._inputs))
+        return self._seen[0]
+
+    def skip_to_last_of(self, count: int) -> Any:
+        """The inputs of the last of the next `count` steps."""
+        seen, self._seen = self._seen, []
+        return next(
+            itertools.islice(itertools.chain(seen, self._inputs), count - 1, None)
+        )
 
 
 def _scores(row: Mapping[str, float]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from scipy import special
 
 from kdjax import metrics
 from kdjax.measure import ModelCost
-from kdjax.report import records, sentences, statistics
+from kdjax.report import diagnostics, records, sentences, statistics
 from kdjax.report.quantities import Number
 from kdjax.report.records import Examples, ModelResult, Role, RunInfo
 from kdjax.types import UserError
@@ -227,6 +227,7 @@ def _history(result: ModelResult) -> dict[str, Any]:
         kept = np.linspace(0, len(rows) - 1, _MAX_HISTORY_ROWS).round().astype(int)
         # Evaluations are few and far between: none of them may fall through.
         rare = [i for i, row in enumerate(rows) if "validation_accuracy" in row]
+        rare += diagnostics.kept(rows, _MAX_HISTORY_ROWS)
         rows = [rows[i] for i in sorted({*kept.tolist(), *rare})]
     names = sorted({name for row in rows for name in row})
     columns = {name: [_float(row.get(name)) for row in rows] for name in names}

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from kdjax.report import diagnostics
 from kdjax.report.drawing import (
     COLORS,
     DASHES,
@@ -46,6 +47,7 @@ def drawings(report: Mapping[str, Any]) -> Iterator[Drawing]:
                 "Thin: seeds; thick: their mean.",
                 functools.partial(_curves, report, term),
             )
+    yield from diagnostics.drawings(report)
     yield Drawing(
         "reliability",
         "Above: how often a prediction of given confidence is right, all seeds "
