@@ -70,9 +70,7 @@ def sample_sparse_targets(
 
     (teacher_logits,) = _masking.drop_invalid(None, teacher_logits)
     log_probs = _numerics.log_probs(teacher_logits, temperature)
-    shape = (num_draws, *log_probs.shape[:-1])
-    drawn = jnp.moveaxis(jax.random.categorical(rng, log_probs, shape=shape), 0, -1)
-    drawn = jnp.sort(drawn.astype(jnp.int32), axis=-1)
+    drawn = jnp.sort(_draw(jnp.exp(log_probs), rng, num_draws), axis=-1)
     counts = jnp.sum(drawn[..., None] == drawn[..., None, :], -1, dtype=jnp.int32)
     before = jnp.full_like(drawn[..., :1], -1)
     is_first = drawn != jnp.concatenate([before, drawn[..., :-1]], axis=-1)
@@ -82,6 +80,22 @@ def sample_sparse_targets(
         for x in (drawn, counts)
     )
     return tokens, counts
+
+
+def _draw(probs: jax.Array, rng: jax.Array, num_draws: int) -> jax.Array:
+    """Classes where uniform numbers fall among the summed probabilities.
+
+    One number a draw; `jax.random.categorical` takes one a draw and class.
+    """
+    sums = jnp.cumsum(probs, axis=-1)
+    numbers = jax.random.uniform(rng, (*probs.shape[:-1], num_draws), probs.dtype)
+    numbers *= sums[..., -1:]
+    rows = sums.reshape(-1, sums.shape[-1]), numbers.reshape(-1, num_draws)
+    search = jax.vmap(lambda row, x: jnp.searchsorted(row, x, side="right"))
+    drawn = search(*rows).reshape(numbers.shape).astype(jnp.int32)
+    # A number that was rounded up to the sum is of the last class that is possible.
+    last = jnp.argmax(sums == sums[..., -1:], axis=-1).astype(jnp.int32)
+    return jnp.minimum(drawn, last[..., None])
 
 
 def pack_sparse_targets(

@@ -79,7 +79,8 @@ def lines(
 
 def dots(name: str, report: Mapping[str, Any]) -> Drawing:
     """Every seed of every arm of a study as a dot, the means as lines."""
-    unit = "Accuracy (%)" if report["unit"] == "accuracy" else "Errors"
+    unit = report["unit"].capitalize()
+    unit += " (%)" if unit == "Accuracy" else ""
     caption = f"{unit} of every seed (dots) and their mean (bar)."
     if any(arm["published"] is not None for arm in report["arms"]):
         caption += " Diamonds: published."

@@ -12,8 +12,9 @@ from kdjax.types import UserError
 Role: TypeAlias = Literal["teacher", "student", "baseline"]
 ROLES: tuple[Role, ...] = ("teacher", "student", "baseline")
 
-Unit: TypeAlias = Literal["accuracy", "errors"]
-"""What the headline counts: accuracy in percent, or wrong test examples."""
+Unit: TypeAlias = Literal["accuracy", "errors", "perplexity"]
+"""What the headline counts: accuracy in percent, wrong test examples, or, of a language
+model, the exponential of the mean cross-entropy of a token."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,7 +38,8 @@ __all__ = ["About", "Arm", "build", "print_table", "write"]
 
 Band = tuple[Number | None, Number | None]
 
-DIGITS = {"accuracy": 2, "errors": 1}
+DIGITS = {"accuracy": 2, "errors": 1, "perplexity": 2}
+DIFFERENCES = {"accuracy": "points", "errors": "errors", "perplexity": "of perplexity"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +50,7 @@ class About:
       name: the title.
       command: that repeats it.
       num_examples: of the split that the values are measured on.
-      unit: of all values: accuracy in %, or a count of errors.
+      unit: of all values: accuracy in %, a count of errors, or perplexity.
       source: of the published figures, with the address if there is one.
       split: the name of the split.
       config: everything that was configured, JSON-able.
@@ -219,7 +220,7 @@ def gain_text(report: Mapping[str, Any], arm: Mapping[str, Any]) -> str:
     """A paired difference with its evidence, in words."""
     gain, digits = arm["gain"], report["digits"]
     titles = {other["name"]: other["title"] for other in report["arms"]}
-    what = "points" if report["unit"] == "accuracy" else "errors"
+    what = DIFFERENCES[report["unit"]]
     mean = number(gain["mean"], digits, signed=True)
     better = [x > 0 if report["unit"] == "accuracy" else x < 0 for x in gain["values"]]
     evidence = f"{sum(better)} of {gain['n']} seeds"

@@ -45,7 +45,7 @@ def print_table(report: Mapping[str, Any], console: Console) -> None:
 def main_table(report: Mapping[str, Any]) -> Table:
     """One row an arm; columns that no arm fills are left out."""
     arms = report["arms"]
-    unit = "accuracy, %" if report["unit"] == "accuracy" else "errors"
+    unit = "accuracy, %" if report["unit"] == "accuracy" else report["unit"]
     columns = {
         f"Measured ({unit})": [_measured(report, arm) for arm in arms],
         "Published": [_plain(arm["published"]) for arm in arms],

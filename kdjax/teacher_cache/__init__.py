@@ -27,11 +27,13 @@ from kdjax.teacher_cache.encodings import Float16, Float32, Record, TopK
 from kdjax.teacher_cache.manifest import Manifest, Shard
 from kdjax.teacher_cache.processes import Processes
 from kdjax.teacher_cache.reading import Cache, open, repair
+from kdjax.teacher_cache.tokens import DrawnTokens, TopTokens
 from kdjax.teacher_cache.verifying import VerifyReport, verify
 from kdjax.teacher_cache.writing import write
 
 __all__ = [
     "Cache",
+    "DrawnTokens",
     "Encoding",
     "Float16",
     "Float32",
@@ -40,6 +42,7 @@ __all__ = [
     "Record",
     "Shard",
     "TopK",
+    "TopTokens",
     "VerifyReport",
     "open",
     "repair",

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, ScalarLike
 
 from kdjax.teacher_cache.encoding import Encoding, Entries
+from kdjax.teacher_cache.tokens import DrawnTokens, TopTokens
 from kdjax.types import Outputs, UserError
 
 LOGITS = "teacher_logits"
@@ -332,7 +333,7 @@ class Record(Encoding):
 
 
 _BY_NAME: dict[str, type[Encoding]] = {
-    x.name: x for x in (Float32, Float16, TopK, Record)
+    x.name: x for x in (Float32, Float16, TopK, Record, DrawnTokens, TopTokens)
 }
 
 

@@ -254,4 +254,7 @@ def _place(shard: Shard) -> tuple[int, slice]:
 
 def _is_lost(array: np.ndarray) -> np.ndarray:
     """Where an array has the value of a file that is not there."""
+    if array.dtype.kind == "u":  # One value says nothing, a whole entry of it does.
+        lost = array == np.iinfo(array.dtype).max
+        return lost.reshape(len(array), -1).all(axis=-1)
     return array == -1 if array.dtype.kind == "i" else np.isnan(array)

@@ -21,6 +21,7 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import tensorstore as ts
 
 from kdjax.teacher_cache.manifest import Manifest, Shard
@@ -144,7 +145,7 @@ class Store:
             "shape": [manifest.num_views, manifest.num_examples, *shape],
             "data_type": dtype.name,
             # What a lost shard reads as, and no stored entry is.
-            "fill_value": -1 if dtype.kind == "i" else "NaN",
+            "fill_value": _fill_value(dtype),
             "chunk_grid": {"name": "regular", "configuration": grid},
             "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
         }
@@ -229,3 +230,9 @@ def _chunk_size(shard_size: int, entry_bytes: int) -> int:
 
 def _megabytes(count: int) -> str:
     return f"{count / 2**20:.1f} MiB" if count < 2**30 else f"{count / 2**30:.1f} GiB"
+
+
+def _fill_value(dtype: np.dtype) -> int | str:
+    if dtype.kind == "u":
+        return int(np.iinfo(dtype).max)
+    return -1 if dtype.kind == "i" else "NaN"
