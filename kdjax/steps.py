@@ -210,7 +210,9 @@ def make_diagnose_step(
         _, grads = _accumulate(
             part_grads, state.model_state, batch, rng, num_microbatches
         )
-        return _compare(_across_devices(grads, axis_name))
+        grads = _across_devices(grads, axis_name)
+        # JAX sorts the names in a dictionary; here they keep the order of the terms.
+        return _compare({name: grads[name] for name in terms})
 
     return diagnose_step
 
