@@ -97,7 +97,8 @@ class Method(NamedTuple):
         function can be set by the config.
       keywords: those of the loss that are read in the step, and not from the config.
       beside: a further loss `[B]`, from which the adapters learn; its weight is 1.
-      tokens: whether the loss has a value for each token, of which the mean counts.
+      tokens: whether the loss has a value for each token, of which the mean over those
+        of an example counts, padding left out.
     """
 
     fn: Callable[..., jax.Array]
@@ -119,18 +120,21 @@ class Method(NamedTuple):
             )
             seen = dataclasses.replace(seen, student=student, teacher=teacher)
         read = {name: reader(seen) for name, reader in self.keywords.items()}
-        total = jnp.zeros((), jnp.float32)
+        total, where = jnp.zeros((), jnp.float32), self._where(seen)
         for arguments in self.arguments(seen):
-            values = self.fn(
-                *arguments, where=self._where(seen), **read, **hyperparameters
-            )
-            total += jnp.mean(values, axis=1) if self.tokens else values
+            values = self.fn(*arguments, where=where, **read, **hyperparameters)
+            if self.tokens:  # Their mean; of a text without any, zero.
+                number = jnp.sum(where.astype(values.dtype), axis=1)
+                values = jnp.sum(values, axis=1) / jnp.maximum(number, 1)
+            total += values
         return total
 
     def _where(self, seen: Seen) -> jax.Array:
         where = seen.batch["mask"]
         if not self.tokens:
             return where
+        if "token_mask" in seen.batch:
+            return where[:, None] & seen.batch["token_mask"]
         length = seen.teacher_layers[0].shape[-2]
         return jnp.broadcast_to(where[:, None], (len(where), length))
 
