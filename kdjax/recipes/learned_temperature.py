@@ -125,6 +125,7 @@ def _report(experiment: Experiment, workdir: pathlib.Path, command: str) -> None
         num_examples=len(base.splits.test),
         config=base.config,
         source=base.published["source"],
+        test=base.splits.test,
     )
     read = functools.partial(_results, experiment, workdir)
     cells = {cell: read(f"grid/{_name(cell)}") for cell in experiment.cells}

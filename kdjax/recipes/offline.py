@@ -272,6 +272,7 @@ def _run_info(
         hardware=measure.hardware(),
         commit=measure.commit(),
         stage_seconds=read_json(workdir / SECONDS) or {},
+        data={"test": experiment.splits.test.fingerprint()},
     )
 
 

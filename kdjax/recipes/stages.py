@@ -12,6 +12,7 @@ import rich.console
 
 from kdjax import measure, parallel, pretrained, progress, report
 from kdjax import teacher_cache as caches
+from kdjax.data.sources import Source
 from kdjax.networks import Network
 from kdjax.report import study
 from kdjax.report.drawing import Drawing
@@ -189,6 +190,7 @@ def about(
     config: Mapping[str, Any],
     source: str = "",
     unit: report.Unit = "accuracy",
+    test: Source | None = None,
 ) -> study.About:
     """What a study's report says of how it came about."""
     return study.About(
@@ -202,6 +204,7 @@ def about(
         hardware=measure.hardware(),
         commit=measure.commit(),
         stage_seconds=read_json(workdir / SECONDS) or {},
+        data={} if test is None else {"test": test.fingerprint()},
     )
 
 

@@ -78,6 +78,7 @@ class RunInfo:
       commit: as from `measure.commit()`.
       stage_seconds: wall time by stage, in order.
       notes: sentences to show with the result, such as a departure from a protocol.
+      data: fingerprints of splits by name: equal ones are the same examples.
     """
 
     name: str
@@ -97,6 +98,7 @@ class RunInfo:
     commit: str | None = None
     stage_seconds: Mapping[str, Number] = dataclasses.field(default_factory=dict)
     notes: Sequence[str] = ()
+    data: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def check(results: Sequence[ModelResult], run: RunInfo, labels: np.ndarray) -> None:

@@ -58,6 +58,7 @@ class About:
       hardware: as from `measure.hardware()`.
       commit: as from `measure.commit()`.
       stage_seconds: wall time by stage, in order.
+      data: fingerprints of splits by name: equal ones are the same examples.
     """
 
     name: str
@@ -71,6 +72,7 @@ class About:
     hardware: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     commit: str | None = None
     stage_seconds: Mapping[str, Number] = dataclasses.field(default_factory=dict)
+    data: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
