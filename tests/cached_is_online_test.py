@@ -10,6 +10,8 @@ import pytest
 from kdjax import builders
 from kdjax import teacher_cache as caches
 
+pytestmark = pytest.mark.optimized  # These are laws of equal bits.
+
 ROOT = pathlib.Path(__file__).parents[1]
 AUGMENT = {"crop_padding": 1, "flip": True, "cutout": 3, "mixup": 1.0}
 

@@ -12,6 +12,26 @@ jax.config.update("jax_num_cpu_devices", 8)
 jaxtyping.install_import_hook("kdjax", "beartype.beartype")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--optimized", action="store_true", help="Compile all as in production."
+    )
+
+
+def pytest_runtest_setup(item):
+    """Lets programs that run once be compiled in half the time.
+
+    LLVM's optimizations take longer than what they save here, and change no law but
+    those of equal bits: tests of these have the mark `optimized`.
+    """
+    optimized = item.get_closest_marker("optimized") is not None
+    optimized = optimized or item.config.getoption("--optimized")
+    jax.config.update("jax_disable_most_optimizations", not optimized)
+
+
+jax.config.update("jax_disable_most_optimizations", True)  # Of doctests.
+
+
 @pytest.fixture
 def as_in_production():
     """Turns the type checker off, to see the errors that users see."""

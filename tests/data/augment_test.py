@@ -13,6 +13,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from kdjax.data import augment, order
 
+pytestmark = pytest.mark.optimized  # These are laws of equal bits.
+
 NUM_EXAMPLES = 37
 HEIGHT, WIDTH, CHANNELS = 11, 13, 3
 NUM_CLASSES = 5

@@ -5,8 +5,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from kdjax.data.noise import NoiseLoader
+
+pytestmark = pytest.mark.optimized  # These are laws of equal bits.
 
 
 def test_noise_is_a_function_of_seed_step_and_example():
