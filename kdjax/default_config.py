@@ -5,7 +5,7 @@ Imports `ml_collections` alone, so that loading a config touches no device. A fi
 is not here is a mistake, and is reported as one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import config_dict
@@ -38,6 +38,7 @@ def get_config(recipe: str = "offline") -> config_dict.ConfigDict:
         data_dir=config_dict.placeholder(str),  # Where TFDS looks.
         image_size=config_dict.placeholder(int),  # Pixels, where images vary in size.
         validation=0.1,  # Cut from train: a count, or a fraction.
+        max_examples=0,  # Of train and of test, at most, the classes evenly; 0: all.
         streaming=False,  # True: read batch by batch, for sets beyond memory.
     )
     config.teacher = config_dict.create(
@@ -45,6 +46,8 @@ def get_config(recipe: str = "offline") -> config_dict.ConfigDict:
         normalize="dataset",  # By its channel statistics; 'unit': pixels in [0, 1]; or
         # as pretrained weights need: 'imagenet', 'symmetric', 'efficientnet_lite',
         # 'caffe'.
+        resize=0,  # Pixels: the side that its images are brought to on the device, by
+        # linear interpolation; 0: none.
         pretrained=config_dict.placeholder(str),  # Weights: see docs/pretrained.md.
         finetune=False,  # True: `pretrained` is where its training begins.
         source="cached",  # Or 'online': run in every step.
@@ -60,6 +63,9 @@ def get_config(recipe: str = "offline") -> config_dict.ConfigDict:
     config.student = config_dict.create(
         model=dict(name="resnet8", dtype="float32"),
         normalize="dataset",
+        resize=0,  # As the teacher's, and apart from it.
+        pretrained=config_dict.placeholder(str),  # Where its training begins, and the
+        # baseline's.
         train=_train(),
     )
     config.distill = config_dict.create(
@@ -90,6 +96,16 @@ def get_config(recipe: str = "offline") -> config_dict.ConfigDict:
         baseline=config_dict.placeholder(float),
         accept=config_dict.ConfigDict(),  # Role to (lowest, highest).
     )
+    config.sweep = ()  # Axes, as `axes` makes them: many students, see docs/sweeps.md.
+    config.sweep_options = config_dict.create(
+        form="measured",  # How students share a program, or 'vmap', 'loop'.
+        max_students=0,  # In one program; 0: as many as memory has room for.
+        max_gigabytes=0.0,  # Of that memory; 0: most of what the device has free.
+        rungs=(),  # Epochs after which the worst settings stop, by validation.
+        keep=0.5,  # Share of the settings that goes on from a rung.
+        trials=0,  # That optuna proposes, in place of a grid; 0: a grid.
+        trials_at_once=8,  # In one program.
+    )
     config.lock()  # A key that is not here is a mistake.
     _open(config)
     return config
@@ -104,6 +120,19 @@ def _open(section: config_dict.ConfigDict) -> None:
             _open(value)
 
 
+def axes(
+    values: Mapping[str | tuple[str, ...], Sequence[Any]],
+) -> tuple[tuple[str | tuple[str, ...], tuple[Any, ...]], ...]:
+    """What `config.sweep` is set to, from the values of each key.
+
+    Args:
+      values: by path, such as `'distill.temperature'`, or by several paths that go
+        together, for which each value is a tuple; `'seed'` is one of `config.seeds`.
+        With `sweep_options.trials`, `(low, high)` or `(low, high, 'log')`.
+    """
+    return tuple((path, tuple(tried)) for path, tried in values.items())
+
+
 def smoke(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     """Shrinks an experiment to seconds, on the embedded digits; adds no key."""
     config.seeds = (0, 1)
@@ -112,7 +141,8 @@ def smoke(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
         name="digits", path=None, data_dir=None, image_size=None, validation=237
     )
     config.cache.shard_size = 500
-    config.teacher.pretrained = None
+    config.teacher.update(pretrained=None, finetune=False)
+    config.student.pretrained = None
     config.published.source = ""
     config.export.update(runs=5, max_seconds=5.0)
     for model in (config.teacher, config.student):
@@ -120,7 +150,7 @@ def smoke(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
             model.model.hidden = (32,)
         else:
             model.model.name = "resnet8"
-        model.normalize = "dataset"
+        model.update(normalize="dataset", resize=0)
         model.train.update(num_epochs=2, batch_size=80)
         model.train.learning_rate.update(schedule="cosine", warmup_epochs=0.0)
         model.train.augment.resized_crop = False
@@ -386,6 +416,22 @@ def consistency() -> config_dict.ConfigDict:
     )
 
 
+def learned_temperature() -> config_dict.ConfigDict:
+    """The section of `config.recipe = "learned_temperature"`.
+
+    What is learned begins at `distill.temperature` and `distill.alpha`.
+    """
+    return config_dict.create(
+        learn=("temperature", "alpha"),  # Or one of the two.
+        learning_rate=0.01,  # Of Adam, on log temperature and logit alpha.
+        batch_size=256,  # Validation examples of a step.
+        num_terms=1,  # Steps that the gradient looks back; each costs one more.
+        temperatures=(1.0, 2.0, 4.0, 8.0, 20.0),  # Of the grid.
+        alphas=(0.1, 0.5, 0.9),
+        accept_gain=config_dict.placeholder(float),  # Least, over the grid's median.
+    )
+
+
 def _train() -> dict:
     """How a model is trained."""
     return dict(
@@ -484,6 +530,7 @@ SECTIONS: dict[str, Callable[[], config_dict.ConfigDict]] = {
     "encoders": encoders,
     "ensemble": ensemble,
     "federated": federated,
+    "learned_temperature": learned_temperature,
     "lm": lm,
     "methods": methods,
     "mutual": mutual,

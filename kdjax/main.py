@@ -1,12 +1,15 @@
-"""The command line: flags, and how mistakes are told.
+r"""The command line: flags, and how mistakes are told.
 
 Examples:
   python -m kdjax.main --config=configs/digits_kd.py
   python -m kdjax.main --config=configs/cifar_kd.py --config.distill.temperature=8
   python -m kdjax.main --config=configs/cifar_kd.py --stages=cache --verify=1000
+  python -m kdjax.main --config=configs/digits_kd.py \
+    --sweep=configs/sweeps/temperature_alpha.py
 """
 
 import pathlib
+import runpy
 import shlex
 import sys
 from collections.abc import Sequence
@@ -15,6 +18,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from kdjax import default_config
 from kdjax.types import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -30,6 +34,12 @@ _STAGES = flags.DEFINE_list(
 )
 _VERIFY = flags.DEFINE_integer(
     "verify", 0, "Recompute so many entries of the cache, and print how far they are."
+)
+_SWEEP = flags.DEFINE_string(
+    "sweep", None, "Axes of many students: a file, and a variant after a colon."
+)
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Only print the plan of a sweep: programs, memory, time."
 )
 _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Join the other processes of a run (jax.distributed)."
@@ -54,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     # Late: a mistyped flag is told at once, not after seconds of imports.
     import jax
 
-    from kdjax.recipes import RECIPES, offline
+    from kdjax.recipes import RECIPES, offline, sweep
     from kdjax.training import Interrupted
 
     if _DISTRIBUTED.value:
@@ -63,20 +73,31 @@ def main(argv: Sequence[str]) -> int:
         )
     workdir = pathlib.Path(_WORKDIR.value or default_workdir())
     try:
-        recipe = RECIPES.get(_CONFIG.value.recipe)
+        config = _config()
+        recipe = RECIPES.get(config.recipe)
         if recipe is None:
             raise UserError(
                 f"Expected config.recipe out of {', '.join(RECIPES)}, got "
-                f"{_CONFIG.value.recipe!r}."
+                f"{config.recipe!r}."
             )
+        if config.sweep:
+            recipe = sweep
         if _VERIFY.value and recipe is not offline:
             raise UserError(
                 f"Expected --verify with the recipe 'offline' only, which has one "
-                f"cache, got {_CONFIG.value.recipe!r}."
+                f"cache, got {'a sweep' if config.sweep else repr(config.recipe)}."
             )
-        experiment = recipe.build(_CONFIG.value)
+        if _DRY_RUN.value and recipe is not sweep:
+            raise UserError(
+                "Expected --dry_run with a sweep, which has a plan, got neither "
+                "--sweep nor config.sweep."
+            )
+        experiment = recipe.build(config)
         stages = _STAGES.value or None
-        recipe.run(experiment, workdir, stages, command=_command())
+        if _DRY_RUN.value:
+            sweep.dry_run(experiment)
+        else:
+            recipe.run(experiment, workdir, stages, command=_command())
         if _VERIFY.value:
             print(offline.verify_cache(experiment, workdir, _VERIFY.value))
     except UserError as error:
@@ -88,12 +109,36 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _config() -> Any:
+    """The config, with the axes of --sweep if it is given.
+
+    Raises:
+      UserError: if that file is none of axes.
+    """
+    config = _CONFIG.value
+    if _SWEEP.value:
+        path, _, variant = _SWEEP.value.partition(":")
+        try:
+            found = runpy.run_path(path)["get_sweep"](variant)
+            config.sweep = default_config.axes(found)
+        except Exception as error:  # Whatever a file of the user's may raise.
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UserError(
+                "Expected --sweep to be a file with a function get_sweep(variant) that "
+                f"returns values by path, got {_SWEEP.value!r} ({text})."
+            ) from error
+    return config
+
+
 def default_workdir() -> pathlib.Path:
     """runs/cifar_kd for configs/cifar_kd.py, runs/cifar_kd-smoke for its variant."""
     flag: Any = flags.FLAGS["config"]
     path, _, variant = flag.config_filename.partition(":")
-    name = pathlib.Path(path).stem
-    return pathlib.Path("runs") / (f"{name}-{variant}" if variant else name)
+    names = [pathlib.Path(path).stem, variant]
+    if _SWEEP.value:
+        path, _, variant = _SWEEP.value.partition(":")
+        names += [pathlib.Path(path).stem, variant]
+    return pathlib.Path("runs") / "-".join(filter(None, names))
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:

@@ -136,7 +136,7 @@ def make_grid(
       key: of the compiled program; grids of the same key differ in numbers alone.
     """
     seeds = [student.seed for student in chosen]
-    loader = _loader(parts, lesson, seeds)
+    loader = students_loader(parts, lesson, seeds)
     num_steps = lesson.train.num_epochs * loader.steps_per_epoch
     if lesson.look_every > num_steps:
         raise UserError(
@@ -185,9 +185,10 @@ def _own_hparams(student: Student) -> HParams:
     }
 
 
-def _loader(
+def students_loader(
     parts: Parts, lesson: Lesson, seeds: Sequence[int]
 ) -> students.StudentsLoader:
+    """Batches of a lesson, in the order of each seed."""
     if parts.config.dataset.streaming:
         raise UserError(
             "Expected --config.dataset.streaming=False, as each student has an order "
