@@ -1,9 +1,11 @@
 """A model as two functions: what the layers above see of a student or a teacher."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +30,8 @@ class Network:
         the same variables; JSON-able.
       example_fn: from a number of examples to inputs of this network, where these are
         not images; then `image_shape` is empty.
+      classifiers: gives the paths of the modules whose shapes follow the number of
+        classes, such as `params/Dense_0`; none: it can't be told.
     """
 
     name: str
@@ -37,6 +41,7 @@ class Network:
     num_classes: int
     description: dict
     example_fn: Callable[[int], Any] | None = None
+    classifiers: Callable[[], tuple[str, ...]] = tuple
 
     def example(self, batch_size: int = 1) -> Any:
         """Inputs as the network takes them, all zeros (and no padding)."""
@@ -54,6 +59,7 @@ def from_linen(
     mean: Sequence[float],
     std: Sequence[float],
     reverse_channels: bool = False,
+    resize: int = 0,
 ) -> Network:
     """A Linen module on pixels scaled to [0, 1], then normalised by channel.
 
@@ -65,18 +71,22 @@ def from_linen(
       mean: by channel, in units of [0, 1].
       std: by channel, in units of [0, 1].
       reverse_channels: whether the module sees the channels in reverse, blue first.
+      resize: side in pixels that images are brought to before the module sees them,
+        by linear interpolation; 0: none.
     """
+    seen_shape = (resize, resize, image_shape[-1]) if resize else tuple(image_shape)
     mean_array, std_array = (np.asarray(x, np.float32) for x in (mean, std))
 
     def normalize(images: jax.Array) -> jax.Array:
         pixels = images.astype(jnp.float32) / 255
         shape = (1,) * (pixels.ndim - 1) + (-1,)
         pixels = (pixels - mean_array.reshape(shape)) / std_array.reshape(shape)
-        return pixels[..., ::-1] if reverse_channels else pixels
+        pixels = pixels[..., ::-1] if reverse_channels else pixels
+        return _resized(pixels, resize) if resize else pixels
 
     @jax.jit  # Once for all seeds.
     def init(rng: jax.Array) -> Variables:
-        images = jnp.zeros((1, *image_shape), jnp.float32)
+        images = jnp.zeros((1, *seen_shape), jnp.float32)
         return module.init(rng, images, train=False)
 
     return Network(
@@ -85,13 +95,21 @@ def from_linen(
         apply=_apply(module, normalize),
         image_shape=tuple(image_shape),
         num_classes=num_classes,
+        classifiers=functools.partial(_classifiers, module, seen_shape),
         description={
             "model": name,
             "mean": [round(float(x), 6) for x in mean],
             "std": [round(float(x), 6) for x in std],
         }
-        | ({"channels": "reversed"} if reverse_channels else {}),
+        | ({"channels": "reversed"} if reverse_channels else {})
+        | ({"resize": resize} if resize else {}),
     )
+
+
+def _resized(images: jax.Array, side: int) -> jax.Array:
+    """Square images `[B, side, side, C]`, without a word on how many there are."""
+    shape = (side, side, images.shape[-1])
+    return jax.vmap(lambda image: jax.image.resize(image, shape, "linear"))(images)
 
 
 def of_tokens(
@@ -150,3 +168,18 @@ def _apply(module: nn.Module, prepare: Callable[[Any], Any]) -> ApplyFn:
         return outputs, dict(new_state)
 
     return apply
+
+
+def _classifiers(module: nn.Module, image_shape: tuple[int, ...]) -> tuple[str, ...]:
+    """Modules of other shapes in a model of one class more than `num_classes`."""
+
+    def shapes(made: nn.Module) -> dict[str, Any]:
+        images = jnp.zeros((1, *image_shape), jnp.float32)
+        init = functools.partial(made.init, train=False)
+        variables = jax.eval_shape(init, jax.random.key(0), images)
+        return flax.traverse_util.flatten_dict(variables, sep="/")
+
+    own = shapes(module)
+    other = shapes(module.clone(num_classes=module.num_classes + 1))
+    differing = (path for path in own if own[path].shape != other[path].shape)
+    return tuple(dict.fromkeys(path.rpartition("/")[0] for path in differing))

@@ -43,6 +43,7 @@ def network(
         mean=mean,
         std=std,
         reverse_channels=config.normalize == "caffe",
+        resize=config.resize,
     )
 
 

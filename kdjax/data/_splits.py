@@ -48,6 +48,26 @@ def cut(labels: np.ndarray, amount: int) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(by_rank[amount:]), np.sort(by_rank[:amount])
 
 
+def few(source: ArraySource | RecordSource, count: int) -> ArraySource | RecordSource:
+    """At most `count` examples, the classes evenly; 0: all of them."""
+    if count < 0:
+        raise UserError(f"Expected dataset.max_examples >= 0, got {count}.")
+    if not count or len(source) <= count:
+        return source
+    return source.subset(cut(_labels(source), count)[1])
+
+
+def _labels(source: ArraySource | RecordSource) -> np.ndarray:
+    """What a cut is made by.
+
+    Where labels are known only to whoever reads every record, all are equal: classes
+    are left to chance, which is even enough in a set so large.
+    """
+    if source.labels is None:
+        return np.zeros(len(source), np.int32)
+    return source.labels
+
+
 def divide(
     parts: Mapping[str, ArraySource | RecordSource], validation: int | float
 ) -> Splits:
@@ -70,12 +90,7 @@ def divide(
     if own is not None:
         return Splits(train, own, test)
     amount = _amount(validation, len(train))
-    if train.labels is not None:
-        train_ids, validation_ids = cut(train.labels, amount)
-    else:
-        # Its labels are known only to whoever reads every record: left to chance,
-        # which is even enough in a set this large.
-        train_ids, validation_ids = cut(np.zeros(len(train), np.int32), amount)
+    train_ids, validation_ids = cut(_labels(train), amount)
     return Splits(train.subset(train_ids), train.subset(validation_ids), test)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from kdjax.data import _files, _images, _tfds
 from kdjax.data._source import ArraySource, Records, RecordSource, Source, spread
-from kdjax.data._splits import Splits, cut, divide
+from kdjax.data._splits import Splits, cut, divide, few
 from kdjax.types import UserError
 
 __all__ = [
@@ -36,6 +36,7 @@ def load(
     path: str | None = None,
     image_size: int | None = None,
     validation: int | float = 0,
+    max_examples: int = 0,
     data_dir: str | None = None,
     in_memory_limit_bytes: int = 2**31,
 ) -> Splits:
@@ -54,6 +55,8 @@ def load(
         split: the same ones in every run, the classes evenly among them. A set that
         has train, validation and test is taken as it is; one without a labelled test
         split, such as ImageNet, is judged by its validation split.
+      max_examples: of train, and of each other split, at most so many are taken, the
+        classes evenly, always the same ones; 0: all.
       data_dir: where TensorFlow Datasets keeps its sets.
       in_memory_limit_bytes: sets that decode to no more are decoded once, here; larger
         ones stay on disk.
@@ -79,7 +82,10 @@ def load(
         parts = _files.digits()
     else:
         parts = _tfds.read_tfds(name, data_dir, image_size)
-    parts = {split: _sized(source, image_size) for split, source in parts.items()}
+    parts = {
+        split: _sized(few(source, max_examples), image_size)
+        for split, source in parts.items()
+    }
     bytes_ = sum(len(x) * math.prod(x.image_shape) for x in parts.values())
     if bytes_ <= in_memory_limit_bytes:
         parts = {

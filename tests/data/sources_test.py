@@ -75,6 +75,35 @@ def test_the_digits_are_those_of_scikit_learn():
 # Splits.
 
 
+def test_a_few_examples_are_of_all_classes_evenly_and_of_the_whole():
+    whole = sources.load("digits", validation=0)
+    few = sources.load("digits", validation=40, max_examples=200)
+    again = sources.load("digits", validation=40, max_examples=200)
+    assert [len(x) for x in (few.train, few.validation, few.test)] == [160, 40, 200]
+    assert few.train.fingerprint() == again.train.fingerprint()
+    for some, of in ((few.train, whole.train), (few.test, whole.test)):
+        counts, all_counts = (
+            np.bincount(_everything(x)["label"]) for x in (some, of)
+        )
+        shares = all_counts * len(some) / len(of)
+        assert np.abs(counts - shares).max() <= 1
+        rows = {x.tobytes() for x in _everything(of)["image"]}
+        assert {x.tobytes() for x in _everything(some)["image"]} <= rows
+
+
+@pytest.mark.parametrize("max_examples", [0, 5000])
+def test_as_many_examples_as_there_are_change_nothing(max_examples):
+    whole = sources.load("digits", validation=0.1)
+    same = sources.load("digits", validation=0.1, max_examples=max_examples)
+    assert same.train.fingerprint() == whole.train.fingerprint()
+    assert same.test.fingerprint() == whole.test.fingerprint()
+
+
+def test_a_negative_number_of_examples_is_refused():
+    with pytest.raises(UserError, match="max_examples >= 0, got -1"):
+        sources.load("digits", max_examples=-1)
+
+
 @pytest.mark.parametrize(("validation", "size"), [(0, 0), (0.2, 287), (300, 300)])
 def test_validation_is_cut_from_train_disjoint_and_even(validation, size):
     whole = _everything(sources.load("digits").train)
