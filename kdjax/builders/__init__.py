@@ -28,7 +28,8 @@ class Experiment:
       teacher: the large network.
       student: the small one.
       seeds: one student and one baseline each.
-      teacher_pretrained: a file or directory to import the teacher from, or `None`.
+      teacher_pretrained: a file or directory to import the teacher from as it is; or
+        `None`, if it is trained.
       cached: whether the teacher is read from a cache, or runs in every step.
       teacher_note: a sentence that says so, and what it takes.
       manifest: makes the cache's manifest from the teacher's variables.
@@ -86,7 +87,7 @@ def experiment(parts: Parts) -> Experiment:
         teacher=parts.teacher,
         student=parts.student,
         seeds=tuple(config.seeds),
-        teacher_pretrained=config.teacher.pretrained,
+        teacher_pretrained=parts.teacher_pretrained,
         cached=parts.cached,
         teacher_note=parts.teacher_note,
         manifest=parts.manifest,

@@ -45,6 +45,9 @@ FRACTIONS = ("distill.alpha", "distill.alpha_final")
 
 NOT_NEGATIVE = (
     "diagnose_every_steps",
+    "dataset.max_examples",
+    "teacher.resize",
+    "student.resize",
     "cache.max_gigabytes",
     "distill.from_epoch",
     *(
@@ -75,6 +78,22 @@ BELOW_ONE = tuple(
 )
 
 
+# Whose weights a recipe makes itself, of random ones.
+RANDOM = {
+    "assistants": ("teacher", "student"),
+    "born_again": ("teacher", "student"),
+    "cross_modal": ("teacher", "student"),
+    "data_free": ("student",),
+    "encoders": ("student",),
+    "ensemble": ("teacher",),
+    "federated": ("teacher", "student"),
+    "lm": ("student",),
+    "mutual": ("teacher", "student"),
+    "self_distillation": ("teacher", "student"),
+    "study_why": ("student",),
+    "visual_questions": ("teacher", "student"),
+}
+
 # Recipes whose trainings are weighted sums of terms, each with a gradient.
 DIAGNOSED = ("offline", "methods", "assistants", "born_again")
 
@@ -102,8 +121,24 @@ def check(config: ConfigDict) -> None:
             f"{config.diagnose_every_steps}: only {', '.join(DIAGNOSED)} have terms "
             "whose gradients can be told apart."
         )
+    _check_pretrained(config)
     for role in ("teacher", "student"):
         _check_training(role, config[role].train)
+
+
+def _check_pretrained(config: ConfigDict) -> None:
+    for role in RANDOM.get(config.recipe, ()):
+        if config[role].pretrained is not None:
+            raise UserError(
+                f"Expected no {role}.pretrained with the recipe {config.recipe!r}, "
+                f"which begins from random weights, got {config[role].pretrained!r}: "
+                "leave it out, or distil with the recipe 'offline'."
+            )
+    if config.teacher.finetune and config.teacher.pretrained is None:
+        raise UserError(
+            "Expected teacher.pretrained where teacher.finetune is True, got none: "
+            "name the file of weights that the training begins from."
+        )
 
 
 def _check_training(role: str, train: ConfigDict) -> None:

@@ -22,11 +22,12 @@ from kdjax.builders._objectives import (
     optimizer_hparams,
 )
 from kdjax.builders._roles import Role, read_teacher, run_teacher
+from kdjax.builders._starts import digests
 from kdjax.builders._terms import Setting
+from kdjax.builders._trainings import Trainings
 from kdjax.data import augment, loaders, sources
 from kdjax.training import Training, predict_split, split_evaluator
 from kdjax.types import (
-    HParams,
     UserError,
     Variables,
 )
@@ -50,6 +51,7 @@ def assemble(config: ConfigDict) -> "Parts":
         data_dir=config.dataset.data_dir,
         image_size=config.dataset.image_size,
         validation=config.dataset.validation,
+        max_examples=config.dataset.max_examples,
     )
     nets = {
         role: network(config[role], splits.train, devices)
@@ -72,9 +74,7 @@ class Parts:
     teacher: networks.Network
     student: networks.Network
     predict: Mapping[str, Callable[[Variables, Any], np.ndarray]]
-    programs: dict[str, Callable[[int], parallel.TrainProgram]] = dataclasses.field(
-        default_factory=dict
-    )
+    programs: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def check(self) -> None:
         """Builds what is cheap, so that a mistake shows before the first stage."""
@@ -87,17 +87,28 @@ class Parts:
 
     def teacher_training(self, seed: int | None = None) -> Training:
         train = self.config.teacher.train
-        role = Role("teacher", self.teacher, train, label_objective(train))
+        start = self.config.teacher.pretrained
+        built = label_objective(train)
+        role = Role("teacher", self.teacher, train, built, start=start)
         return self._training(role, self.config.seed if seed is None else seed)
 
     def baseline_training(self, seed: int) -> Training:
         train = self.config.student.train
-        role = Role("baseline", self.student, train, label_objective(train))
+        start = self.config.student.pretrained
+        built = label_objective(train)
+        role = Role("baseline", self.student, train, built, start=start)
         return self._training(role, seed)
 
     def student_training(
         self, seed: int, teacher_variables: Variables, cache: caches.Cache | None
     ) -> Training:
+        role, constants = self.student_role(teacher_variables, cache)
+        return self._training(role, seed, constants, cache)
+
+    def student_role(
+        self, teacher_variables: Variables, cache: caches.Cache | None
+    ) -> tuple[Role, Variables]:
+        """How a student is trained, and what its steps read of the teacher."""
         train = self.config.student.train
         built = self._distillation(self._num_steps(train))
         if cache is None:
@@ -106,8 +117,11 @@ class Parts:
             teacher_fn = functools.partial(read_teacher, cache.manifest.encoding)
             if not built.teacher_taps:
                 teacher_variables = {}  # Terms of features may read a classifier.
-        role = Role("student", self.student, train, built, teacher_fn, self.teacher)
-        return self._training(role, seed, teacher_variables, cache)
+        start = self.config.student.pretrained
+        role = Role(
+            "student", self.student, train, built, teacher_fn, self.teacher, start
+        )
+        return role, teacher_variables
 
     def _distillation(self, num_steps: int) -> Built:
         train, distill = self.config.student.train, self.config.distill
@@ -115,6 +129,12 @@ class Parts:
         student, teacher = (features.describe(x) for x in (self.student, self.teacher))
         sides = Sides(student, teacher, setting)
         return distill_objective(distill, train, num_steps, sides)
+
+    @property
+    def teacher_pretrained(self) -> str | None:
+        """The file that the teacher is read from, as it is; `None` if it is trained."""
+        teacher = self.config.teacher
+        return None if teacher.finetune else teacher.pretrained
 
     @property
     def reads_features(self) -> bool:
@@ -187,14 +207,15 @@ class Parts:
     def inputs(self) -> dict[str, Any]:
         """What each stage's result depends on, apart from the stages before it."""
         config = plain(self.config)
+        teacher, own = digests(config["teacher"]), digests(config["student"])
         dataset = {
             "train": self.splits.train.fingerprint(),
             "parallel": config["parallel"],
             "image_shape": list(self.splits.train.image_shape),
         }
-        student = {"dataset": dataset, "seed": config["seed"]} | config["student"]
+        student = {"dataset": dataset, "seed": config["seed"]} | own
         return {
-            "teacher": {"dataset": dataset, "seed": config["seed"]} | config["teacher"],
+            "teacher": {"dataset": dataset, "seed": config["seed"]} | teacher,
             "student": student
             | {"distill": config["distill"], "cache": config["cache"]},
             "baseline": student,
@@ -268,61 +289,23 @@ class Parts:
     def custom_training(
         self,
         *,
-        key: str,
-        name: str,
         train: ConfigDict,
         seed: int,
-        init: Callable[[], Any],
-        train_step: Callable[..., tuple[Any, steps.Metrics]],
-        constants: Any,
-        hparams: HParams,
-        evaluate: Callable[[Any], dict[str, float]],
         loader: loaders.Loader | None = None,
-        num_steps: int | None = None,
+        **arguments: Any,
     ) -> Training:
         """A training of any state, by any pure step.
 
         Args:
-          key: names the compiled program, which trainings of the same key share.
-          name: for messages.
           train: how long, and with which batches.
           seed: of the order of the examples.
-          init: makes the state; it has a `step`.
-          train_step: maps state, `constants`, batch and `hparams` to a new state and
-            metrics, each a scalar; `'loss'` is one of them.
-          constants: what every step reads and none changes.
-          hparams: the schedules.
-          evaluate: from a state to further metrics.
           loader: gives the batches; by default those of the train split.
-          num_steps: by default as many as the epochs of `train` have.
+          **arguments: further ones of `Trainings.make`.
         """
-        config = self.config
         if loader is None:
             loader = self.loader(train, seed)
-        resident = not isinstance(loader, loaders.StreamingLoader)
-        if key not in self.programs:
-            self.programs[key] = self.devices.train_program(
-                train_step, loader.batch, resident=resident
-            )
-        # Convolutions inside a loop lose their threads on CPU.
-        one_by_one = not resident or jax.default_backend() == "cpu"
-        return Training(
-            name=name,
-            init=init,
-            programs=self.programs[key],
-            loader=loader,
-            hparams=hparams,
-            constants=constants,
-            num_steps=num_steps or train.num_epochs * loader.steps_per_epoch,
-            steps_per_epoch=loader.steps_per_epoch,
-            evaluate=evaluate,
-            parallel=self.devices,
-            steps_per_dispatch=1 if one_by_one else config.steps_per_dispatch,
-            log_every_steps=config.log_every_steps,
-            eval_every_epochs=config.eval_every_epochs,
-            checkpoint_every_steps=config.checkpoint_every_steps,
-            keep_checkpoints=config.keep_checkpoints,
-        )
+        trainings = Trainings(self.config, self.devices, self.programs)
+        return trainings.make(train=train, loader=loader, **arguments)
 
     def _training(
         self,
@@ -349,4 +332,5 @@ class Parts:
                 self.predict[network], self.splits.validation, train.batch_size
             ),
             loader=self.loader(train, seed, cache),
+            diagnose_step=role.diagnose_step(self.devices.axis_name),
         )

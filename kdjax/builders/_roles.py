@@ -1,6 +1,7 @@
 """How a teacher, a student or a baseline is trained, whatever the seed."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ from ml_collections import ConfigDict
 from kdjax import features, networks, optimizers, steps
 from kdjax.builders._networks import optimizer_fn
 from kdjax.builders._objectives import Built
+from kdjax.builders._starts import start_from
 from kdjax.teacher_cache import Encoding
 from kdjax.types import (
     ApplyFn,
@@ -54,10 +56,13 @@ class Role:
     built: Built
     teacher_fn: steps.TeacherFn = no_teacher
     teacher: networks.Network | None = None
+    start: str | None = None  # A file of weights.
 
     def init_state(self, seed: int, hparams: HParams) -> steps.TrainState:
         init_rng, rng = jax.random.split(jax.random.key(seed))
         variables = self._init(init_rng, hparams)
+        if self.start is not None:
+            variables = start_from(self.start, variables, self.network, self.name)
         if self.train.num_microbatches > 1 and "batch_stats" in variables:
             raise UserError(
                 f"Expected num_microbatches=1 for the {self.name}, whose BatchNorm "
@@ -85,6 +90,16 @@ class Role:
             self.teacher_fn,
             self.built.objective,
             self._optimizer_fn,
+            adapters=self.built.adapters,
+            num_microbatches=self.train.num_microbatches,
+            axis_name=axis_name,
+        )
+
+    def diagnose_step(self, axis_name: str | None) -> Any:
+        return steps.make_diagnose_step(
+            self.network.apply,
+            self.teacher_fn,
+            self.built.terms,
             adapters=self.built.adapters,
             num_microbatches=self.train.num_microbatches,
             axis_name=axis_name,

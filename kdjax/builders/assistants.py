@@ -125,11 +125,6 @@ def check(config: ConfigDict) -> None:
             "Expected assistants.chain to name some of assistants.models, each once, "
             f"the largest first: {', '.join(names)}; got {chain}."
         )
-    if config.teacher.pretrained:
-        raise UserError(
-            "Expected no teacher.pretrained, as the recipe 'assistants' trains the "
-            f"head of its chain, got {config.teacher.pretrained!r}."
-        )
 
 
 def _paths(assistants: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:

@@ -55,7 +55,8 @@ class Experiment:
       seeds: one student of each arm for every seed, the same at the start.
       teacher: the large network.
       student: the small one.
-      teacher_pretrained: a file or directory to import the teacher from, or `None`.
+      teacher_pretrained: a file or directory to import the teacher from as it is; or
+        `None`, if it is trained.
       teacher_training: makes the training of the teacher.
       real_training: that of a seed's student on real images, the upper bound.
       arms: by name: each method, and its control as `'dafl_noise'`.
@@ -95,7 +96,7 @@ def build(config: ConfigDict) -> Experiment:
         seeds=tuple(config.seeds),
         teacher=parts.teacher,
         student=parts.student,
-        teacher_pretrained=config.teacher.pretrained,
+        teacher_pretrained=parts.teacher_pretrained,
         teacher_training=parts.teacher_training,
         real_training=lambda seed, teacher: parts.student_training(seed, teacher, None),
         arms=arms,

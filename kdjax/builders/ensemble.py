@@ -161,11 +161,6 @@ def check(config: ConfigDict) -> None:
             "teachers, of whom a student sees the logits, got "
             f"{', '.join(config.distill.terms) or config.distill.from_epoch}."
         )
-    if config.teacher.pretrained:
-        raise UserError(
-            "Expected no teacher.pretrained, as the teachers are trained from "
-            f"different seeds, got {config.teacher.pretrained!r}."
-        )
 
 
 def _models(config: ConfigDict) -> list[ConfigDict]:
@@ -237,7 +232,8 @@ def _student_training(
     else:
         teacher_fn = functools.partial(_run_teachers, [x.teacher.apply for x in each])
     built = Built(_objective(way, train, len(each)), hparams, {})
-    role = Role("student", parts.student, train, built, teacher_fn)
+    start = parts.config.student.pretrained
+    role = Role("student", parts.student, train, built, teacher_fn, start=start)
     constants = {} if open_caches else {str(i): x for i, x in enumerate(variables)}
     return parts.custom_training(
         key=f"student of several, {way}",

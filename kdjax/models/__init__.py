@@ -24,9 +24,11 @@ from flax import linen as nn
 
 from kdjax.models.bert import Bert
 from kdjax.models.cnn import CNN
+from kdjax.models.efficientnet_lite import EfficientNetLite
 from kdjax.models.lenet import LeNet5
 from kdjax.models.mlp import MLP
 from kdjax.models.mobilenet import MobileNetV2
+from kdjax.models.mobilenet_v3 import MobileNetV3
 from kdjax.models.resnet import CifarResNet, ResNet
 from kdjax.models.shufflenet import ShuffleNetV1, ShuffleNetV2
 from kdjax.models.vgg import VGG
@@ -36,6 +38,8 @@ from kdjax.types import UserError
 
 _partial = functools.partial
 _X4 = (32, 64, 128, 256)
+_deit = _partial(ViT, patch_size=16, depth=12, distilled=True)
+_original_vgg = _partial(VGG, small_images=False, original=True, hidden=())
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     # Any images.
@@ -82,11 +86,32 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet152": _partial(ResNet, depth=152),
     # The form of Keras, with the epsilon of its weights until 2019.
     "resnet50_keras": _partial(ResNet, depth=50, keras=True, epsilon=1e-3),
+    "vgg11_imagenet": _partial(_original_vgg, depth=11, use_batch_norm=False),
+    "vgg13_imagenet": _partial(_original_vgg, depth=13, use_batch_norm=False),
+    "vgg16_imagenet": _partial(_original_vgg, depth=16, use_batch_norm=False),
+    "vgg19_imagenet": _partial(_original_vgg, depth=19, use_batch_norm=False),
+    "vgg11_bn_imagenet": _partial(_original_vgg, depth=11, use_batch_norm=True),
+    "vgg13_bn_imagenet": _partial(_original_vgg, depth=13, use_batch_norm=True),
+    "vgg16_bn_imagenet": _partial(_original_vgg, depth=16, use_batch_norm=True),
+    "vgg19_bn_imagenet": _partial(_original_vgg, depth=19, use_batch_norm=True),
     "mobilenet_v2": MobileNetV2,
+    "mobilenet_v3_small": _partial(MobileNetV3, small=True),
+    "mobilenet_v3_large": _partial(MobileNetV3, small=False),
+    "efficientnet_lite0": _partial(EfficientNetLite, width=1.0, depth=1.0),
+    "efficientnet_lite1": _partial(EfficientNetLite, width=1.0, depth=1.1),
+    "efficientnet_lite2": _partial(EfficientNetLite, width=1.1, depth=1.2, dropout=0.3),
+    "efficientnet_lite3": _partial(EfficientNetLite, width=1.2, depth=1.4, dropout=0.3),
+    "efficientnet_lite4": _partial(EfficientNetLite, width=1.4, depth=1.8, dropout=0.3),
     "shufflenet_v2": ShuffleNetV2,
+    "shufflenet_v2_x0_5": _partial(ShuffleNetV2, widths=(48, 96, 192, 1024)),
+    "shufflenet_v2_x1_5": _partial(ShuffleNetV2, widths=(176, 352, 704, 1024)),
+    "shufflenet_v2_x2_0": _partial(ShuffleNetV2, widths=(244, 488, 976, 2048)),
     "vit_tiny": _partial(ViT, patch_size=16, dim=192, depth=12, heads=3),
     "vit_small": _partial(ViT, patch_size=16, dim=384, depth=12, heads=6),
     "vit_base": _partial(ViT, patch_size=16, dim=768, depth=12, heads=12),
+    "deit_tiny": _partial(_deit, dim=192, heads=3),
+    "deit_small": _partial(_deit, dim=384, heads=6),
+    "deit_base": _partial(_deit, dim=768, heads=12),
 }
 
 # Of texts; `vocab_size` is the tokenizer's.

@@ -81,6 +81,17 @@ def conv_norm(
     return batch_norm(train, dtype, axis_name, epsilon=epsilon)(x)
 
 
+def multiple_of_8(number: float) -> int:
+    """The nearest one, at least 8, and not less than nine tenths of the number.
+
+    Examples:
+      >>> [multiple_of_8(x) for x in (3, 18, 42, 44)]
+      [8, 24, 40, 48]
+    """
+    nearest = max(8, int(number + 4) // 8 * 8)
+    return nearest + 8 if nearest < 0.9 * number else nearest
+
+
 def mean_over_places(x: jax.Array) -> jax.Array:
     """Activations `[B, H, W, C]` to `[B, C]`, in float32."""
     return jnp.mean(x.astype(jnp.float32), axis=(1, 2))

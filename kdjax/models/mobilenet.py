@@ -27,7 +27,7 @@ def relu6(x: jax.Array) -> jax.Array:
 
 
 class InvertedResidual(nn.Module):
-    """1x1 convolution to more channels, depthwise 3x3, linear 1x1 to `width`.
+    """1x1 convolution to more channels, depthwise, linear 1x1 to `width`.
 
     Attributes:
       width: the channels of the output.
@@ -36,6 +36,9 @@ class InvertedResidual(nn.Module):
       small_images: ReLU in place of ReLU6, and the first 1x1 even if it doesn't expand.
       dtype: of the computation.
       axis_name: the `pmap` axis, if any.
+      size: of the depthwise kernel.
+      padding: as `layers.conv` has it.
+      epsilon: of the BatchNorm.
     """
 
     width: int
@@ -44,18 +47,26 @@ class InvertedResidual(nn.Module):
     small_images: bool
     dtype: Any
     axis_name: str | None
+    size: int = 3
+    padding: str | None = None
+    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         unit = functools.partial(
-            conv_norm, train=train, dtype=self.dtype, axis_name=self.axis_name
+            conv_norm,
+            train=train,
+            dtype=self.dtype,
+            axis_name=self.axis_name,
+            epsilon=self.epsilon,
         )
         activation = nn.relu if self.small_images else relu6
         inside = x.shape[-1] * self.expansion
         y = x
         if self.expansion > 1 or self.small_images:
             y = activation(unit(y, inside, 1))
-        y = activation(unit(y, inside, 3, strides=self.strides, groups=inside))
+        moved = dict(strides=self.strides, padding=self.padding, groups=inside)
+        y = activation(unit(y, inside, self.size, **moved))
         y = unit(y, self.width, 1)
         return x + y if x.shape == y.shape and self.strides == 1 else y
 

@@ -18,7 +18,7 @@ _normal = nn.initializers.normal(0.02)
 class ViT(nn.Module):
     """A transformer of patches and a class token, normalised before each of its parts.
 
-    Features, of L = 1 + patches tokens, the class token first: `embeddings`, with
+    Features, of L tokens, the class token before those of patches: `embeddings`, with
     positions, `[B, L, dim]`; of each block, `block1` on, its output `block1` and its
     `block1_queries`, `block1_keys` and `block1_values`, all heads one after the other,
     `[B, L, dim]`; `block1_scores`, the products of queries and keys over the root of a
@@ -35,6 +35,9 @@ class ViT(nn.Module):
       dim: of a token.
       depth: the number of blocks.
       heads: of the self-attention.
+      distilled: with DeiT's distillation token behind the class token, and a classifier
+        of its own; the logits are the mean of the two, and `pooled_distillation` is a
+        feature more.
       dtype: of the computation; parameters and logits are float32.
       axis_name: the `pmap` axis, if any.
     """
@@ -44,6 +47,7 @@ class ViT(nn.Module):
     dim: int = 192
     depth: int = 12
     heads: int = 3
+    distilled: bool = False
     dtype: Any = jnp.float32
     axis_name: str | None = None
 
@@ -57,9 +61,14 @@ class ViT(nn.Module):
             x, inner = Block(self.heads, self.dtype)(x)
             features |= {f"block{i}_{name}": value for name, value in inner.items()}
             features[f"block{i}"] = x
-        token = _norm(self.dtype)(x[:, 0])
-        features["pooled"] = token = token.astype(jnp.float32)
-        return Outputs(nn.Dense(self.num_classes, kernel_init=_normal)(token), features)
+        tokens = _norm(self.dtype)(x[:, :2]).astype(jnp.float32)
+        features["pooled"] = tokens[:, 0]
+        logits = nn.Dense(self.num_classes, kernel_init=_normal)(tokens[:, 0])
+        if self.distilled:
+            features["pooled_distillation"] = tokens[:, 1]
+            own = nn.Dense(self.num_classes, kernel_init=_normal)(tokens[:, 1])
+            logits = (logits + own) / 2
+        return Outputs(logits, features)
 
     def _embed(self, images: jax.Array) -> jax.Array:
         """The class token and the patches, with their positions, `[B, L, dim]`."""
@@ -74,9 +83,10 @@ class ViT(nn.Module):
             kernel_init=torch_uniform,
         )
         x = conv(images).reshape(images.shape[0], -1, self.dim)
-        token = self.param("class_token", _normal, (1, 1, self.dim))
-        token = jnp.broadcast_to(token.astype(self.dtype), (x.shape[0], 1, self.dim))
-        x = jnp.concatenate([token, x], axis=1)
+        for name in ("distillation_token", "class_token")[not self.distilled :]:
+            token = self.param(name, _normal, (1, 1, self.dim)).astype(self.dtype)
+            token = jnp.broadcast_to(token, (x.shape[0], 1, self.dim))
+            x = jnp.concatenate([token, x], axis=1)
         positions = self.param("positions", _normal, (1, *x.shape[1:]))
         return x + positions.astype(self.dtype)
 

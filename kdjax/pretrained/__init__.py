@@ -1,6 +1,7 @@
 """Weights from elsewhere, read without executing anything, checked name by name."""
 
 import difflib
+import hashlib
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ import safetensors.numpy
 
 from kdjax import checkpoints
 from kdjax.pretrained import (
+    decoder_layouts,
     tfjs_files,
     torch_files,
     transformers_layouts,
@@ -21,11 +23,12 @@ from kdjax.pretrained import (
 from kdjax.pretrained.layouts import Layout, Tensors, of_names_alone
 from kdjax.types import UserError, Variables
 
-__all__ = ["LAYOUTS", "load", "save_safetensors", "to_variables"]
+__all__ = ["LAYOUTS", "fingerprint", "load", "save_safetensors", "to_variables"]
 
 LAYOUTS: Mapping[str, Layout] = {
     **vision_layouts.LAYOUTS,
     **of_names_alone(transformers_layouts.CONVERSIONS),
+    **decoder_layouts.LAYOUTS,
 }
 
 TORCH_SUFFIXES = (".pth", ".pt", ".pkl", ".bin", ".tar")
@@ -56,17 +59,33 @@ def load(
     Raises:
       UserError: if there is nothing, it does not read, or names or shapes differ.
     """
-    path = pathlib.Path(path)
-    if not path.exists():
-        raise UserError(
-            f"Expected a checkpoint at {path}, but there is none: give an Orbax "
-            "directory, a .safetensors file, a PyTorch .pth or a model.json of Keras."
-        )
+    path = _existing(path)
     tensors = _read(path)
     try:
         return to_variables(tensors, like, layout=layout, optional=optional)
     except UserError as error:
         raise UserError(f"{path}{_model_of(path)}: {error}") from error
+
+
+def fingerprint(path: str | pathlib.Path) -> str:
+    """SHA-256 of all that `load` would read: a file, its shards, or a directory.
+
+    Raises:
+      UserError: if there is nothing.
+    """
+    path = _existing(path)
+    files = [path]
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+    elif path.suffix == ".json":
+        files += tfjs_files.shards(path)
+    digest = hashlib.sha256()
+    for file in files:
+        name = "" if file == path else file.relative_to(path.parent).as_posix()
+        with open(file, "rb") as stream:
+            own = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest.update(f"{name}:{own};".encode())
+    return digest.hexdigest()
 
 
 def to_variables(
@@ -126,6 +145,16 @@ def save_safetensors(
     metadata = {"format": "kdjax"} | ({} if model is None else {"model": model})
     safetensors.numpy.save_file(arrays, temporary, metadata)
     temporary.replace(path)
+
+
+def _existing(path: str | pathlib.Path) -> pathlib.Path:
+    path = pathlib.Path(path)
+    if not path.exists():
+        raise UserError(
+            f"Expected weights at {path}, but there are none: give an Orbax directory, "
+            "a .safetensors file, a PyTorch .pth or a model.json of Keras."
+        )
+    return path
 
 
 def _flatten(variables: Variables) -> dict[str, Any]:
@@ -211,7 +240,8 @@ def _check_array(name: str, found: np.ndarray, expected: Any) -> None:
     if found.shape != expected.shape:
         raise UserError(
             f"Expected {name} of shape {expected.shape}, got {found.shape}. Has it "
-            "another number of classes, or is it of another model?"
+            "another number of classes (teacher.finetune=True gives a teacher a new "
+            "classifier), or is it of another model?"
         )
     if not jnp.issubdtype(found.dtype, jnp.floating):
         raise UserError(

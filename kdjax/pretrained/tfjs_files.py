@@ -1,9 +1,10 @@
 """Keras models as TensorFlow.js stores them: a `model.json`, and shards of bytes."""
 
+import contextlib
 import json
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,25 +23,41 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
     Raises:
       UserError: if it is no such file, or the shards are not what it says.
     """
-    try:
-        groups = json.loads(path.read_text())["weightsManifest"]
+    with _sentence(path):
         arrays: dict[str, np.ndarray] = {}
-        for group in groups:
-            content = b"".join(_shard(path, name) for name in group["paths"])
+        for group in _manifest(path):
+            files = [_shard(path, name) for name in group["paths"]]
+            content = b"".join(file.read_bytes() for file in files)
             arrays |= _arrays(group["weights"], content)
         return arrays
+
+
+def shards(path: pathlib.Path) -> list[pathlib.Path]:
+    """The files that a `model.json` names; raises as `read`."""
+    with _sentence(path):
+        return [_shard(path, x) for group in _manifest(path) for x in group["paths"]]
+
+
+@contextlib.contextmanager
+def _sentence(path: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"Expected a Keras model of TensorFlow.js in {path}, with its shards in the "
+            f"Expected a Keras model of TensorFlow.js in {path}, its shards in the "
             f"same directory, but it does not read ({type(error).__name__}: {error}): "
             "copy or convert it again."
         ) from error
 
 
-def _shard(path: pathlib.Path, name: str) -> bytes:
+def _manifest(path: pathlib.Path) -> Any:
+    return json.loads(path.read_text())["weightsManifest"]
+
+
+def _shard(path: pathlib.Path, name: str) -> pathlib.Path:
     if pathlib.PurePath(name).name != name:  # A manifest reads nothing else.
         raise ValueError(f"the shard {name!r} is not in the same directory")
-    return (path.parent / name).read_bytes()
+    return path.parent / name
 
 
 def _arrays(weights: Any, content: bytes) -> dict[str, np.ndarray]:

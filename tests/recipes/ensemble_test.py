@@ -251,7 +251,7 @@ def test_teachers_of_several_architectures():
         ("ensemble.ways", ("mean",), "some of"),
         ("ensemble.weights", (1.0, 2.0, 3.0), "one entry for each of the 2"),
         ("ensemble.weights", (1.0, 0.0), "positive"),
-        ("teacher.pretrained", "/nowhere/x.pth", "different seeds"),
+        ("teacher.pretrained", "/nowhere/x.pth", "begins from random weights"),
         ("distill.from_epoch", 1.0, "from_epoch"),
     ],
 )
