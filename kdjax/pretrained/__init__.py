@@ -207,7 +207,7 @@ def _translate(
 
 def _completed(tensors: Tensors, like: Mapping[str, Any], module: str) -> Tensors:
     """The tensors with all of a module's as `like` has them, unless they fit it."""
-    own = {name: x for name, x in like.items() if name.startswith(f"{module}/")}
+    own = {k: np.asarray(x) for k, x in like.items() if k.startswith(f"{module}/")}
     found = {name: x for name, x in tensors.items() if name.startswith(f"{module}/")}
     if {k: x.shape for k, x in found.items()} == {k: x.shape for k, x in own.items()}:
         return tensors
