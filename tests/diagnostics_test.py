@@ -286,6 +286,7 @@ def _rows(directory):
     return [json.dumps(row) for row in metric_writers.read(directory)]
 
 
+@pytest.mark.optimized
 def test_a_diagnosed_training_is_the_training_to_the_last_bit(tmp_path):
     states, rows = [], []
     for every in (0, 4):
@@ -300,6 +301,7 @@ def test_a_diagnosed_training_is_the_training_to_the_last_bit(tmp_path):
     assert [row for row in rows[1] if row not in told] == rows[0]
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("step", [7, 8])
 def test_a_killed_training_tells_the_same(tmp_path, step):
     """Killed at a step with a checkpoint and a row, and at one with neither."""

@@ -19,7 +19,6 @@ from kdjax.report.sweep_page import label
 from kdjax.types import UserError
 from kdjax.workdir import read_json
 
-
 OTHER_STUDENT = "another student"
 
 

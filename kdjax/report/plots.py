@@ -187,7 +187,7 @@ def parallel_coordinates(
     return Drawing(name, caption, draw)
 
 
-def _beside(axes: Axes, x: float, height: float, label: str) -> None:
+def _beside(axes: Axes, x: Number, height: Number, label: str) -> None:
     """A label right of an axis, on white, for lines run below it."""
     axes.annotate(
         label,

@@ -27,6 +27,7 @@ CONFIGS = (
     "study_why",
     "consistency",
     "cifar_methods",
+    "learned_temperature",
 )
 
 # Each is a moment that some file betrays, in the order in which they come.
