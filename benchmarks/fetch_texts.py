@@ -82,6 +82,11 @@ def write(name: str, folder: pathlib.Path, cache: pathlib.Path) -> pathlib.Path:
             f"Expected {name} with the SHA-256 {DIGESTS[name]}, got {digest}: the "
             "package has changed, or is damaged; remove it from the cache."
         )
+    return put(files, folder)
+
+
+def put(files: Files, folder: pathlib.Path) -> pathlib.Path:
+    """Writes files into a folder, whole or not at all."""
     temporary = folder.with_name(f"tmp-{folder.name}")
     temporary.mkdir(exist_ok=True)
     for key, content in files.items():

@@ -86,7 +86,9 @@ def angles(
 
     @jax.jit
     def gradient(params, tokens, targets):
-        return jax.flatten_util.ravel_pytree(jax.grad(loss_fn)(params, tokens, targets))[0]
+        return jax.flatten_util.ravel_pytree(
+            jax.grad(loss_fn)(params, tokens, targets)
+        )[0]
 
     @jax.jit
     def probabilities(variables, tokens):
@@ -127,9 +129,7 @@ def angles(
 
 def _drawn(probs: jax.Array, num_draws: int, rng: jax.Array) -> jax.Array:
     """Frequencies of classes drawn from the teacher, `[B, L, vocab]`."""
-    ids, counts = losses.sample_sparse_targets(
-        jnp.log(probs), rng, num_draws=num_draws
-    )
+    ids, counts = losses.sample_sparse_targets(jnp.log(probs), rng, num_draws=num_draws)
     rows = jax.vmap(lambda i, n: jnp.zeros(probs.shape[-1]).at[i].add(n))
     flat = (x.reshape(-1, num_draws) for x in (ids, counts.astype(jnp.float32)))
     return rows(*flat).reshape(probs.shape) / num_draws
@@ -165,5 +165,7 @@ def greedy(
     """The prompt and its likeliest continuation."""
     rngs = sampling.keys(jax.random.key(0), 0, jnp.zeros(1, jnp.int32))
     prompts = jnp.asarray(prompt, jnp.int32)[None]
-    sample = jax.jit(functools.partial(model.sample, num_tokens=num_tokens, temperature=0.0))
+    sample = jax.jit(
+        functools.partial(model.sample, num_tokens=num_tokens, temperature=0.0)
+    )
     return np.asarray(sample(variables, prompts, rngs).tokens[0]).tolist()

@@ -118,12 +118,8 @@ def _top_k(with_tail: bool) -> LossFn:
 
 
 METHODS: Mapping[str, Method] = {
-    "forward_kl": Method(
-        "Forward KL", "hidden", _of_states(losses.linear_forward_kl)
-    ),
-    "reverse_kl": Method(
-        "Reverse KL", "hidden", _of_states(losses.linear_reverse_kl)
-    ),
+    "forward_kl": Method("Forward KL", "hidden", _of_states(losses.linear_forward_kl)),
+    "reverse_kl": Method("Reverse KL", "hidden", _of_states(losses.linear_reverse_kl)),
     "skew_forward_kl": Method(
         "Skew forward KL", "hidden", _of_states(losses.linear_skew_forward_kl, "skew")
     ),

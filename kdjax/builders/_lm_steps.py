@@ -215,9 +215,7 @@ class Lesson:
                 "drawn": jnp.ones((), bool),
             }
 
-        key = jax.random.fold_in(
-            jax.random.fold_in(state.rng, _ON_POLICY), state.step
-        )
+        key = jax.random.fold_in(jax.random.fold_in(state.rng, _ON_POLICY), state.step)
         chosen = jax.random.uniform(key) < own.share
         return jax.lax.cond(chosen, write, lambda: given)
 
@@ -236,7 +234,10 @@ class Lesson:
 
     def _terms(self, params, teacher, text, values: Values) -> dict[str, jax.Array]:
         """The loss of each token and its parts, `[B, L]`."""
-        inputs = {"tokens": text["tokens"], "mask": jnp.ones(text["tokens"].shape, bool)}
+        inputs = {
+            "tokens": text["tokens"],
+            "mask": jnp.ones(text["tokens"].shape, bool),
+        }
         outputs, _ = self.student.network.apply({"params": params}, inputs, train=True)
         hidden, kernel = outputs.features["hidden"], head_kernel({"params": params})
         terms = {}

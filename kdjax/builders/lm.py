@@ -341,7 +341,9 @@ class _Made:
         found = self.evaluate(
             role, {"params": state.params}, self.windows["validation"]
         )
-        return {f"validation_{name}": x for name, x in found.items() if name != "accuracy"}
+        return {
+            f"validation_{name}": x for name, x in found.items() if name != "accuracy"
+        }
 
     def evaluate(
         self, role: str, variables: Variables, windows: np.ndarray
@@ -444,5 +446,3 @@ class _Made:
             "student": student
             | {"distill": config["distill"], "cache": config["cache"], **lm},
         }
-
-

@@ -39,9 +39,9 @@ def load(name: str, path: str | None = None) -> Corpus:
 
     Args:
       name: `'python_docs'`, the embedded one; any other needs a path.
-      path: an `.npz` with the splits `train`, `validation` and `test`, each UTF-8 as
-        uint8, as `benchmarks/fetch_data.py` writes it; or a text file, of which the
-        last twentieth is for the test and that before it for validation.
+      path: a folder with `train.txt`, `validation.txt` and `test.txt` in UTF-8, as
+        `benchmarks/fetch_data.py` writes it; or one text file, of which the last
+        twentieth is for the test and that before it for validation.
 
     Raises:
       UserError: if there is no such corpus, or the file does not read.
@@ -50,20 +50,18 @@ def load(name: str, path: str | None = None) -> Corpus:
         return _python_docs()
     if path is None:
         raise UserError(
-            f"Expected dataset.path for the corpus {name!r}, a .npz or a text file, "
+            f"Expected dataset.path for the corpus {name!r}, a folder or a text file, "
             f"got none: fetch one with benchmarks/fetch_data.py, or use {EMBEDDED!r}."
         )
     file = pathlib.Path(path)
     try:
-        if file.suffix == ".npz":
-            with np.load(file, allow_pickle=False) as arrays:
-                return Corpus(*(arrays[x].tobytes().decode() for x in SPLITS))
-        return _cut(file.read_text())
-    except (OSError, KeyError, ValueError) as error:
+        if file.is_dir():
+            return Corpus(*((file / f"{x}.txt").read_text("utf-8") for x in SPLITS))
+        return _cut(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
         raise UserError(
-            f"Expected a corpus in {path}, an .npz with the arrays "
-            f"{', '.join(SPLITS)} or a text file in UTF-8, but it does not read: "
-            f"{error}."
+            f"Expected a corpus in {path}, a folder with train.txt, validation.txt and "
+            f"test.txt or a text file, all in UTF-8, but it does not read: {error}."
         ) from error
 
 

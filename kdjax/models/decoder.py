@@ -300,7 +300,9 @@ def _angles(
     """Cosines and sines, `[B, L, 1, head_dim / 2]`."""
     exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
     frequencies = theta**-exponents
-    angles = positions.astype(jnp.float32)[..., None, None] * frequencies[None, None, None]
+    angles = (
+        positions.astype(jnp.float32)[..., None, None] * frequencies[None, None, None]
+    )
     return jnp.cos(angles), jnp.sin(angles)
 
 

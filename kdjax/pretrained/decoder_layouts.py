@@ -5,12 +5,14 @@ order; Llama's linear layers have PyTorch's, and their rotary halves are as ours
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-Tensors = Mapping[str, np.ndarray]
+from kdjax.pretrained.layouts import Layout, Tensors
 
+_HEAD = "params/head/kernel"
 _GPT2 = {
     "wte.weight": "embed/embedding",
     "wpe.weight": "positions/embedding",
@@ -46,10 +48,10 @@ _LLAMA_BLOCK = {
 _QKV = tuple(f"self_attn.{x}_proj.weight" for x in "qkv")
 
 
-def gpt2(tensors: Tensors) -> dict[str, np.ndarray]:
+def gpt2(tensors: Tensors, expected: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """GPT2LMHeadModel's tensors by our paths; what has no place keeps its name."""
     tensors = _without(tensors, "transformer.")
-    found = _embedded(tensors, "wte.weight")
+    found = _head(tensors, "wte.weight", expected)
     for name, x in tensors.items():
         block = re.fullmatch(r"h\.(\d+)\.(.+)", name)
         if block is None:
@@ -59,13 +61,13 @@ def gpt2(tensors: Tensors) -> dict[str, np.ndarray]:
         else:
             ours = _in_block(block[1], _GPT2_BLOCK.get(block[2]))
         found[name if ours is None else f"params/{ours}"] = x
-    return _with_head(found)
+    return found
 
 
-def llama(tensors: Tensors) -> dict[str, np.ndarray]:
+def llama(tensors: Tensors, expected: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """LlamaForCausalLM's tensors by our paths; what has no place keeps its name."""
     tensors = _without(tensors, "model.")
-    found = _embedded(tensors, "embed_tokens.weight")
+    found = _head(tensors, "embed_tokens.weight", expected)
     for name, x in tensors.items():
         block = re.fullmatch(r"layers\.(\d+)\.(.+)", name)
         if block is None:
@@ -84,13 +86,10 @@ def llama(tensors: Tensors) -> dict[str, np.ndarray]:
             ours = _in_block(block[1], _LLAMA_BLOCK.get(block[2]))
         x = x.T if ours is not None and ours.endswith("kernel") else x
         found[name if ours is None else f"params/{ours}"] = x
-    return _with_head(found)
+    return found
 
 
-CONVERSIONS: Mapping[str, Callable[[Tensors], dict[str, np.ndarray]]] = {
-    "gpt2": gpt2,
-    "llama": llama,
-}
+LAYOUTS: Mapping[str, Layout] = {"gpt2": gpt2, "llama": llama}
 
 
 def _in_block(number: str, ours: str | None) -> str | None:
@@ -101,15 +100,13 @@ def _without(tensors: Tensors, prefix: str) -> dict[str, np.ndarray]:
     return {name.removeprefix(prefix): x for name, x in tensors.items()}
 
 
-def _embedded(tensors: dict[str, np.ndarray], embedding: str) -> dict[str, np.ndarray]:
-    """Takes a head that repeats the embedding away: the two are tied."""
-    head, embed = tensors.get("lm_head.weight"), tensors.get(embedding)
-    if head is not None and embed is not None and np.array_equal(head, embed):
-        del tensors["lm_head.weight"]
-    return {}
-
-
-def _with_head(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    if "lm_head.weight" in found:
-        found["params/head/kernel"] = found.pop("lm_head.weight").T
-    return found
+def _head(
+    tensors: dict[str, np.ndarray], embedding: str, expected: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """Takes the head out of the tensors; one that repeats the embedding is dropped."""
+    head = tensors.pop("lm_head.weight", None)
+    if head is None:
+        return {}
+    if _HEAD not in expected and np.array_equal(head, tensors.get(embedding, ())):
+        return {}
+    return {_HEAD: head.T}

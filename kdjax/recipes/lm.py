@@ -226,10 +226,14 @@ def _angle_facts(experiment: Experiment, angles: Any) -> list[str]:
     for method in ("top_k", "top_k_tail"):
         for k in (settings["top_k"], 12):
             found = angles[method].get(str(k))
-            text = "" if found is None else (
-                f"Gradient of the {k} likeliest classes, {METHODS[method].lower()} "
-                f"({_bytes(method, found[1]):.0f} bytes a token): {found[0]:.1f} "
-                "degrees (published for 12: 58)."
+            text = (
+                ""
+                if found is None
+                else (
+                    f"Gradient of the {k} likeliest classes, {METHODS[method].lower()} "
+                    f"({_bytes(method, found[1]):.0f} bytes a token): {found[0]:.1f} "
+                    "degrees (published for 12: 58)."
+                )
             )
             if text and text not in facts:
                 facts.append(text)
@@ -260,9 +264,13 @@ def _angles(angles: Any) -> drawing.Drawing:
     """The angle over the bytes of a token."""
     series = []
     for method in SPARSE:
-        points = sorted((_bytes(method, kept), a) for a, kept in angles[method].values())
+        points = sorted(
+            (_bytes(method, kept), a) for a, kept in angles[method].values()
+        )
         series.append(
-            plots.Series(METHODS[method], [x for x, _ in points], [y for _, y in points])
+            plots.Series(
+                METHODS[method], [x for x, _ in points], [y for _, y in points]
+            )
         )
     return plots.lines(
         "angles",
