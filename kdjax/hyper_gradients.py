@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from kdjax import steps
 from kdjax.optimizers import OptimizerFn
 from kdjax.schedules import Constant
-from kdjax.types import ApplyFn, Batch, Variables
+from kdjax.types import ApplyFn, Batch, HParams, Values, Variables
 
 
 class HyperGradient(NamedTuple):
@@ -104,6 +104,7 @@ class Link(NamedTuple):
     from_value: Callable[[jax.Array], jax.Array]
 
 
+OWN = "hyper/"  # What the schedules of the optimizer of hyperparameters begin with.
 POSITIVE = Link(jnp.exp, jnp.log)
 FRACTION = Link(jax.nn.sigmoid, jax.scipy.special.logit)
 
@@ -136,13 +137,13 @@ def init(
     values: Mapping[str, float],
     links: Mapping[str, Link],
     optimizer_fn: OptimizerFn,
-    hparams: Any,
+    hparams: HParams,
 ) -> Learner:
     """The state before the first step; `values` are where the learning begins."""
     hyper = {
         name: link.from_value(jnp.float32(values[name])) for name, link in links.items()
     }
-    rates = steps.hyperparameters(hparams, student.step)
+    _, rates = _split(hparams, student.step)
     return Learner(
         student=student, hyper=hyper, opt_state=optimizer_fn(rates).init(hyper)
     )
@@ -163,18 +164,19 @@ def make_train_step(
         not where a second moment is zero.
       validation_fn: from the student's state, held-out examples and a key to a loss.
       links: of the hyperparameters that are learned, by their name in `hparams`.
-      optimizer_fn: makes theirs from the values of `hparams['hyper']`.
+      optimizer_fn: makes theirs, from the values that begin with `OWN`, without it.
       num_terms: of `hyper_gradient`.
 
     Returns:
-      A pure step `(state, constants, batch, hparams)`. `constants` are `'teacher'` and
-      `'held_out'`; `hparams` are `'student'` and `'hyper'`. Its metrics are those of
-      the student's step, with the values that it was taken at, `hyper_loss`, and
-      `hyper_gradient/<name>` with respect to the unbounded numbers.
+      A pure step `(state, constants, batch, hparams)`; `constants` are `'teacher'` and
+      `'held_out'`. Its metrics are those of the student's step, with the values that it
+      was taken at, `hyper_loss`, and `hyper_gradient/<name>` with respect to the
+      unbounded numbers.
     """
 
     def learn(state, constants, batch, hparams):
         student = state.student
+        schedules, rates = _split(hparams, student.step)
 
         def update_fn(params, hyper):
             values = {n: Constant(links[n].to_value(x)) for n, x in hyper.items()}
@@ -183,7 +185,7 @@ def make_train_step(
                     student.replace(params=params),
                     constants["teacher"],
                     batch,
-                    {**hparams["student"], **values},
+                    {**schedules, **values},
                 )
             )
 
@@ -195,7 +197,6 @@ def make_train_step(
         found = hyper_gradient(
             update_fn, loss_fn, student.params, state.hyper, num_terms=num_terms
         )
-        rates = steps.hyperparameters(hparams["hyper"], student.step)
         updates, opt_state = optimizer_fn(rates).update(
             found.gradient, state.opt_state, state.hyper
         )
@@ -209,6 +210,13 @@ def make_train_step(
         return state, {**metrics, **told, "hyper_loss": found.loss}
 
     return learn
+
+
+def _split(hparams: HParams, step: Any) -> tuple[HParams, Values]:
+    """The student's schedules, and the values of those that begin with `OWN`."""
+    student = {name: x for name, x in hparams.items() if not name.startswith(OWN)}
+    own = {n.removeprefix(OWN): x(step) for n, x in hparams.items() if n not in student}
+    return student, own
 
 
 def _params_and_rest(

@@ -131,12 +131,13 @@ def _learned_training(
     links = {name: LINKS[name] for name in section.learn}
     rates = {"learning_rate": section.learning_rate, "weight_decay": 0.0}
     rates |= {"b1": 0.9, "b2": 0.999}  # Adam's own.
-    hyper = {name: schedules.Constant(x) for name, x in rates.items()}
+    own = {f"{hyper_gradients.OWN}{n}": schedules.Constant(x) for n, x in rates.items()}
+    hparams: dict[str, Any] = {**made.hparams, **own}
     optimizer_fn = optimizers.adamw()
 
     def init() -> hyper_gradients.Learner:
         return hyper_gradients.init(
-            made.init(), config.distill, links, optimizer_fn, hyper
+            made.init(), config.distill, links, optimizer_fn, hparams
         )
 
     validation_fn = hyper_gradients.make_validation_fn(
@@ -157,7 +158,7 @@ def _learned_training(
             num_terms=section.num_terms,
         ),
         constants={"teacher": constants, "held_out": held_out},
-        hparams={"student": made.hparams, "hyper": hyper},
+        hparams=hparams,
         evaluate=made.evaluate,
         loader=made.loader,
     )
