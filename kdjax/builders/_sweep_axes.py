@@ -174,8 +174,17 @@ def ranges(axes: Axes) -> dict[str, tuple[Any, ...]]:
                 f"sweep_options.trials has its values proposed, got "
                 f"{', '.join(names)}: {flat!r}."
             )
+        if not _is_number(names[0]):
+            raise UserError(
+                f"Expected a range of a number that a program takes as an array, got "
+                f"{names[0]!r}: choose among {', '.join(ARRAYS)} and numbers of terms."
+            )
         found[names[0]] = flat
     return found
+
+
+def _is_number(path: str) -> bool:
+    return path in ARRAYS or path.startswith("distill.terms.")
 
 
 def _set(config: ConfigDict, path: str, value: Any) -> None:

@@ -112,7 +112,7 @@ class Options:
     form: str
     max_students: int
     max_gigabytes: float
-    rungs: tuple[float, ...]
+    rungs: Sequence[float]
     keep: float
     trials: int
     trials_at_once: int
@@ -206,7 +206,7 @@ def _check(config: ConfigDict) -> None:
         config,
         f"{own}.rungs",
         lambda x: list(x) == sorted(set(x)) and all(0 < y < epochs for y in x),
-        f"rising whole numbers of epochs below {epochs}",
+        f"rising numbers of epochs below {epochs}",
     )
     if config.sweep_options.rungs or config.sweep_options.trials:
         expect(config, "dataset.validation", lambda x: x > 0, "above 0, to choose by")

@@ -122,7 +122,10 @@ class _Vmap:
 
 
 class _Loop:
-    """Runs the program of one student for each, over batches that are made once."""
+    """Runs the program of one student for each, over batches that are made once.
+
+    The constants are what is read of the teacher, and the schedules of each student.
+    """
 
     def __init__(
         self,
@@ -150,8 +153,11 @@ class _Loop:
 
         def train(state, stopped, constants, batch, hparams):
             def step(carry, batch):
-                new, stopped, metrics = guarded(*carry, constants, batch, hparams)
-                return (new, stopped), metrics
+                state, stopped = carry
+                state, stopped, metrics = guarded(
+                    state, stopped, constants, batch, hparams
+                )
+                return (state, stopped), metrics
 
             if num_steps == 1:
                 carry, metrics = step((state, stopped), batch)
@@ -163,25 +169,29 @@ class _Loop:
         self._train = jax.jit(train, donate_argnums=(0, 1))
 
     def __call__(
-        self, state: Pool, constants: Any, hparams: Sequence[HParams], inputs: Any
+        self, state: Pool, constants: Any, hparams: HParams, inputs: Any
     ) -> Any:
-        batches = self._batches(constants, inputs, state.step)
+        del hparams
+        teacher, schedules = constants
+        batches = self._batches(teacher, inputs, state.step)
         done = [
-            self._train(each, stopped, constants, batches[i], own)
+            self._train(each, stopped, teacher, batches[i], own)
             for each, stopped, own, i in zip(
-                state.each, state.stopped, hparams, self._which, strict=True
+                state.each, state.stopped, schedules, self._which, strict=True
             )
         ]
         each, stopped, metrics = zip(*done, strict=True)
         return Pool(each, stopped, state.step + self._num_steps), _Means(metrics)
 
     def peak_bytes(
-        self, state: Pool, constants: Any, hparams: Sequence[HParams], inputs: Any
+        self, state: Pool, constants: Any, hparams: HParams, inputs: Any
     ) -> int:
-        batches = self._batches(constants, inputs, state.step)
+        del hparams
+        teacher, schedules = constants
+        batches = self._batches(teacher, inputs, state.step)
         one = _peak_bytes(
             self._train,
-            *(state.each[0], state.stopped[0], constants, batches[0], hparams[0]),
+            *(state.each[0], state.stopped[0], teacher, batches[0], schedules[0]),
         )
         return one + sum(_bytes(x) for x in (state.each[1:], batches[1:], inputs))
 

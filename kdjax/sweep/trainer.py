@@ -99,17 +99,22 @@ class Trainer:
         key = (group.key, shape, tuple(which) if shape is None else ())
         if key not in self._programs:
             self._programs[key] = programs.make(group, loader, devices, which)
-        schedules: Any = tuple(group.hparams[row] for row in chunk.rows)
-        if shape is not None:
-            flat = students.stack_hparams(schedules)
-            schedules = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), flat)
+        constants: Any = group.teacher(self._teacher)
+        schedules = [group.hparams[row] for row in chunk.rows]
+        if shape is None:
+            constants, hparams = (constants, tuple(schedules)), {}
+        else:
+            hparams = jax.tree.map(
+                lambda x: x.reshape(*shape, *x.shape[1:]),
+                students.stack_hparams(schedules),
+            )
         return group.training(
             name=name or group.name,
             init=init or functools.partial(self._init, chunk),
             programs=self._programs[key],
             loader=loader,
-            hparams=schedules,
-            constants=group.teacher(self._teacher),
+            hparams=hparams,
+            constants=constants,
             num_steps=num_steps,
             evaluate=functools.partial(self._evaluate, chunk),
             parallel=devices,
@@ -164,8 +169,10 @@ class Trainer:
         saved = Checkpoints(directory / "checkpoints", keep=training.keep_checkpoints)
         state = saved.restore(num_steps, like)
         saved.close()
-        found = [Start(*x) for x in pool.unstack(state)]
-        return dict(zip(chunk.rows, found, strict=True))
+        found: dict[int, Start] = {}
+        for row, own in zip(chunk.rows, pool.unstack(state), strict=True):
+            found.setdefault(row, Start(*own))  # What fills the devices comes later.
+        return found
 
     def _shape(self, chunk: Chunk) -> pool.Shape:
         if chunk.form == "loop":
