@@ -1,5 +1,7 @@
 """A gradient with respect to a hyperparameter is what finite differences say it is."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -78,6 +80,7 @@ HPARAMS = {
 }
 
 
+@functools.cache
 def _train_step():
     network = _network()
 
@@ -90,18 +93,21 @@ def _train_step():
             "hard": objectives.Term(_hard, lambda values: 1.0 - values["alpha"]),
         }
     )
-    return steps.make_train_step(network.apply, teacher_fn, objective, optimizers.sgd())
+    step = steps.make_train_step(network.apply, teacher_fn, objective, optimizers.sgd())
+    return jax.jit(step)
 
 
+@functools.cache
 def _state():
     """Of a student that has taken a step: its momentum is not zero."""
     network = _network()
     state = steps.init_state(
         network.init(jax.random.key(1)), optimizers.sgd(), HPARAMS, jax.random.key(2)
     )
-    return jax.jit(_train_step())(state, _teacher(), _batch(0), HPARAMS)[0]
+    return _train_step()(state, _teacher(), _batch(0), HPARAMS)[0]
 
 
+@functools.cache
 def _teacher():
     sharp = _network().init(jax.random.key(3))
     return jax.tree.map(lambda x: 10 * x, sharp)
@@ -122,12 +128,13 @@ def _learner(values=None):
     )
 
 
-def _learn_step(**options):
-    return jax.jit(
-        hyper_gradients.make_train_step(
-            _train_step(), _validation_loss, LINKS, optimizers.adamw(), **options
-        )
+@functools.cache
+def _learned():
+    """A step of both from `_learner()`."""
+    step = hyper_gradients.make_train_step(
+        _train_step(), _validation_loss, LINKS, optimizers.adamw()
     )
+    return jax.jit(step)(_learner(), _constants(), _batch(1), BOTH)
 
 
 def _constants():
@@ -139,8 +146,8 @@ BOTH = HPARAMS | RATES
 
 def test_the_gradient_through_a_step_is_that_of_finite_differences():
     """Of the distillation step itself, with momentum and decay; in both numbers."""
-    train_step, state = jax.jit(_train_step()), _state()
-    _, metrics = _learn_step()(_learner(), _constants(), _batch(1), BOTH)
+    train_step, state = _train_step(), _state()
+    _, metrics = _learned()
 
     def loss_after(temperature, alpha):
         values = {"temperature": temperature, "alpha": alpha}
@@ -223,8 +230,8 @@ def test_no_term_is_refused():
 
 
 def test_the_student_takes_the_step_that_it_takes_with_the_numbers_fixed():
-    state, metrics = _learn_step()(_learner(), _constants(), _batch(1), BOTH)
-    expected, fixed = jax.jit(_train_step())(_state(), _teacher(), _batch(1), HPARAMS)
+    state, metrics = _learned()
+    expected, fixed = _train_step()(_state(), _teacher(), _batch(1), HPARAMS)
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6),
         jax.device_get((state.student.params, state.student.opt_state)),
@@ -237,7 +244,7 @@ def test_the_student_takes_the_step_that_it_takes_with_the_numbers_fixed():
 
 def test_numbers_go_against_their_gradient_and_only_those_asked_for():
     learner = _learner()
-    state, metrics = _learn_step()(learner, _constants(), _batch(1), BOTH)
+    state, metrics = _learned()
     for name in LINKS:
         move = float(state.hyper[name] - learner.hyper[name])
         # The first step of Adam is as long as its rate, whatever the gradient.

@@ -247,7 +247,7 @@ def _paths(
 ) -> list[Drawing]:
     """Temperature and alpha over steps."""
     drawings = []
-    for name, scale in (("temperature", "log"), ("alpha", "linear")):
+    for name in ("temperature", "alpha"):
         runs = [
             {row["step"]: row[name] for row in rows if name in row}
             for rows in paths.values()
@@ -264,7 +264,6 @@ def _paths(
                 xlabel="Step",
                 ylabel=name.capitalize(),
                 title=f"The path of {name}",
-                yscale=scale,
             )
         )
     return drawings

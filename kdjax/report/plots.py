@@ -102,6 +102,9 @@ def heatmap(
 ) -> Drawing:
     """A table of numbers `[rows, columns]` as colours, with the numbers in it.
 
+    A few values far out do not take all colours: those further from the quartiles than
+    three times the distance between these have the last colour.
+
     Args:
       name: of the file.
       caption: what it shows.
@@ -120,7 +123,8 @@ def heatmap(
         array = np.asarray(values, np.float64)
         height = min(1.2 + 0.36 * len(rows), 7.0)
         figure, axes = _new_figure(max(height, 2.6))
-        image = axes.imshow(array, cmap="cividis", aspect="auto")
+        low, high = _fences(array)
+        image = axes.imshow(array, cmap="cividis", aspect="auto", vmin=low, vmax=high)
         axes.grid(False)
         axes.set_xticks(range(len(columns)), columns)
         if len(columns) > 14:
@@ -128,9 +132,10 @@ def heatmap(
         axes.set_yticks(range(len(rows)), rows)
         axes.set(xlabel=xlabel, ylabel=ylabel)
         axes.set_title(title)
-        figure.colorbar(image, ax=axes, label=label)
+        beyond = (np.nanmin(array) < low, np.nanmax(array) > high)
+        figure.colorbar(image, ax=axes, label=label, extend=_EXTEND[beyond])
         if digits is not None:
-            _write_numbers(axes, array, digits)
+            _write_numbers(axes, array, digits, (low, high))
         return figure
 
     return Drawing(name, caption, draw)
@@ -318,8 +323,27 @@ def _dots(report: Mapping[str, Any], unit: str) -> Figure:
     return figure
 
 
-def _write_numbers(axes: Axes, array: np.ndarray, digits: int) -> None:
-    low, high = np.nanmin(array), np.nanmax(array)
+_EXTEND: dict[Any, Any] = {
+    (False, False): "neither",
+    (True, False): "min",
+    (False, True): "max",
+    (True, True): "both",
+}
+
+
+def _fences(array: np.ndarray) -> tuple[float, float]:
+    """The least and the largest value, or Tukey's outer fences if these are nearer."""
+    least, lower, upper, largest = np.nanquantile(array, (0.0, 0.25, 0.75, 1.0))
+    width = 3 * (upper - lower)
+    if width == 0:
+        return least, largest
+    return max(least, lower - width), min(largest, upper + width)
+
+
+def _write_numbers(
+    axes: Axes, array: np.ndarray, digits: int, limits: tuple[float, float]
+) -> None:
+    low, high = limits
     colors = matplotlib.colormaps["cividis"]
     for (i, j), value in np.ndenumerate(array):
         if np.isfinite(value):

@@ -41,6 +41,16 @@ def _fit(made, directory):
     return jax.device_get(state)
 
 
+def test_a_cell_of_the_grid_has_the_schedules_of_a_config_with_its_numbers(
+    experiment, teacher
+):
+    made = experiment.fixed_training(20.0, 0.1, 3, teacher, None)
+    config = _config(**{"distill.temperature": 20.0, "distill.alpha": 0.1})
+    single = assemble(config).student_training(3, teacher, None)
+    assert made.hparams == single.hparams
+
+
+@pytest.mark.slow
 @pytest.mark.optimized
 def test_a_cell_of_the_grid_is_the_student_of_a_config_with_its_numbers(
     experiment, teacher, tmp_path
@@ -52,6 +62,7 @@ def test_a_cell_of_the_grid_is_the_student_of_a_config_with_its_numbers(
     jax.tree.map(np.testing.assert_array_equal, *(state.params for state in states))
 
 
+@pytest.mark.slow
 def test_learning_at_rate_zero_is_the_student_with_fixed_numbers(teacher, tmp_path):
     """The step through which the gradient goes is the step that is taken."""
     experiment = learned_temperature.build(

@@ -188,3 +188,20 @@ def test_a_few_points_on_a_log_scale_are_the_ticks():
     (axes,) = drawn.draw().axes
     assert [label.get_text() for label in axes.get_xticklabels()] == ["6", "24"]
     assert not axes.get_xticks(minor=True).size
+
+
+def test_a_value_far_out_does_not_take_all_colours():
+    values = np.array([[87.8, 87.9, 87.4], [87.5, 87.0, 21.8]])
+    drawn = plots.heatmap(
+        "h", "H.", values, rows="ab", columns="cde", ylabel="", xlabel=""
+    )
+    figure = drawn.draw()
+    low, high = figure.axes[0].images[0].get_clim()
+    assert 80 < low < 87.0
+    assert high == 87.9
+    assert [text.get_text() for text in figure.axes[0].texts][-1] == "21.8"
+    assert figure.axes[1].images or figure.axes[1].collections  # Its bar.
+    plain = plots.heatmap(
+        "h", "H.", values[:, :2], rows="ab", columns="cd", ylabel="", xlabel=""
+    )
+    assert plain.draw().axes[0].images[0].get_clim() == (87.0, 87.9)
