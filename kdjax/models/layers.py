@@ -81,7 +81,7 @@ def conv_norm(
     return batch_norm(train, dtype, axis_name, epsilon=epsilon)(x)
 
 
-def multiple_of_8(number: float) -> int:
+def multiple_of_8(number: int | float) -> int:
     """The nearest one, at least 8, and not less than nine tenths of the number.
 
     Examples:

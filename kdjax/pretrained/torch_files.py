@@ -74,6 +74,8 @@ class _Refused(pickle.UnpicklingError):
 
 def _read_zip(path: pathlib.Path) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(path) as archive:
+        if sum(x.file_size for x in archive.infolist()) > path.stat().st_size:
+            raise ValueError("it is compressed, which torch.save never does")
         (pickled,) = (n for n in archive.namelist() if n.endswith("/data.pkl"))
         root = pickled.removesuffix("data.pkl")
         if f"{root}byteorder" in archive.namelist():
@@ -215,13 +217,18 @@ class _Reader(pickle.Unpickler):
 
 
 def _rebuild(tree: Any, storages: Storages) -> dict[str, np.ndarray]:
-    while isinstance(tree, Mapping):
-        inside = [tree[name] for name in _WRAPPERS if name in tree]
-        inside = [x for x in inside if isinstance(x, Mapping | _Inert)]
+    for _ in range(9):  # More are a wrapper in itself.
+        inside = [tree[name] for name in _WRAPPERS if _holds(tree, name)]
         if not inside:
             break
         tree = inside[0]
     return {name: x.to_array(storages) for name, x in _tensors(tree)}
+
+
+def _holds(tree: Any, name: str) -> bool:
+    if not isinstance(tree, Mapping):
+        return False
+    return isinstance(tree.get(name), Mapping | _Inert)
 
 
 def _tensors(tree: Any, prefix: str = "") -> Iterator[tuple[str, _Tensor]]:

@@ -1,6 +1,7 @@
 """Checkpoints as PyTorch writes them, written without PyTorch."""
 
 import collections
+import contextlib
 import io
 import pickle
 import struct
@@ -56,12 +57,16 @@ def _names_of_torch() -> types.ModuleType:
     for name in ("_rebuild_tensor_v2", "_rebuild_parameter"):
         setattr(utils, name, _named(name, "torch._utils"))
     torch._utils = utils
+    torch.storage = types.ModuleType("torch.storage")
+    torch.storage._load_from_bytes = _named("_load_from_bytes", "torch.storage")
     return torch
 
 
 class _Writer(pickle.Pickler):
+    protocol = 2  # Always PyTorch's.
+
     def __init__(self, stream: io.BytesIO, torch: types.ModuleType, legacy: bool):
-        super().__init__(stream, protocol=2)
+        super().__init__(stream, self.protocol)
         self.torch = torch
         self.legacy = legacy
         self.storages: list[Storage] = []
@@ -92,25 +97,71 @@ def torch_save(monkeypatch) -> Callable[..., None]:
     torch = _names_of_torch()
 
     def save(tree, path, *, legacy=False):
-        stream = io.BytesIO()
-        with monkeypatch.context() as context:
-            context.setitem(sys.modules, "torch", torch)
-            context.setitem(sys.modules, "torch._utils", torch._utils)
+        with _importable(torch, monkeypatch):
+            if legacy:
+                return path.write_bytes(legacy_file(tree, torch))
+            stream = io.BytesIO()
             writer = _Writer(stream, torch, legacy)
             writer.dump(tree)
         contents = [x.array.tobytes() for x in writer.storages]
-        if not legacy:
-            return write_zip(path, stream.getvalue(), contents)
-        system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}
-        head = [pickle.dumps(x, protocol=2) for x in (LEGACY_MAGIC, 1001, system)]
-        keys = pickle.dumps([str(i) for i in range(len(contents))], protocol=2)
-        tail = [
-            struct.pack("<q", x.array.size) + content
-            for x, content in zip(writer.storages, contents, strict=True)
-        ]
-        path.write_bytes(b"".join([*head, stream.getvalue(), keys, *tail]))
+        return write_zip(path, stream.getvalue(), contents)
 
     return save
+
+
+@pytest.fixture
+def torch_dump(monkeypatch) -> Callable[..., None]:
+    """`pickle.dump(tree, open(path, "wb"))` of tensors."""
+    torch = _names_of_torch()
+
+    def dump(tree, path):
+        stream = io.BytesIO()
+        with _importable(torch, monkeypatch):
+            _PlainWriter(stream, torch, legacy=True).dump(tree)
+        path.write_bytes(stream.getvalue())
+
+    return dump
+
+
+@contextlib.contextmanager
+def _importable(torch, monkeypatch):
+    """Under the names of PyTorch, as long as a checkpoint is written."""
+    with monkeypatch.context() as context:
+        context.setitem(sys.modules, "torch", torch)
+        for name in ("_utils", "storage"):
+            context.setitem(sys.modules, f"torch.{name}", getattr(torch, name))
+        yield
+
+
+class _PlainWriter(_Writer):
+    """`pickle.dump` of tensors: each storage is a legacy file within the pickle."""
+
+    protocol = pickle.DEFAULT_PROTOCOL
+
+    def persistent_id(self, obj):
+        del obj
+
+    def reducer_override(self, obj):
+        if not isinstance(obj, Storage):
+            return super().reducer_override(obj)
+        saved = legacy_file(obj, self.torch)
+        return self.torch.storage._load_from_bytes, (saved,)
+
+
+def legacy_file(tree, torch) -> bytes:
+    """What `torch.save` wrote before 1.6."""
+    stream = io.BytesIO()
+    writer = _Writer(stream, torch, legacy=True)
+    writer.dump(tree)
+    system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}
+    head = [pickle.dumps(x, protocol=2) for x in (LEGACY_MAGIC, 1001, system)]
+    contents = [x.array.tobytes() for x in writer.storages]
+    keys = pickle.dumps([str(i) for i in range(len(contents))], protocol=2)
+    tail = [
+        struct.pack("<q", x.array.size) + content
+        for x, content in zip(writer.storages, contents, strict=True)
+    ]
+    return b"".join([*head, stream.getvalue(), keys, *tail])
 
 
 def write_zip(path, pickled, contents=(), byteorder=b"little"):

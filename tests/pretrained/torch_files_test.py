@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import types
+import zipfile
 
 import ml_dtypes
 import numpy as np
@@ -14,6 +15,8 @@ import pytest
 from kdjax.pretrained import torch_files
 from kdjax.types import UserError
 
+MAGIC = 0x1950A86A20F9469CFC6C
+SYSTEM = {"little_endian": True}
 FORMATS = pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 
 
@@ -44,6 +47,13 @@ def assert_same(found, expected):
 def test_a_state_dict_gives_its_tensors(torch_save, tmp_path, legacy):
     path = tmp_path / "weights.pth"
     torch_save(collections.OrderedDict(tensors()), path, legacy=legacy)
+    assert_same(torch_files.read(path), tensors())
+
+
+def test_pickled_tensors_give_theirs(torch_dump, tmp_path):
+    """Of a state dict that `pickle.dump` wrote, each storage a file in the pickle."""
+    path = tmp_path / "weights.pkl"
+    torch_dump({"state_dict": tensors()}, path)
     assert_same(torch_files.read(path), tensors())
 
 
@@ -118,6 +128,16 @@ def attacks(marker):
     yield b"(S'" + text + b"'\nios\nsystem\n."  # INST.
     yield b"(cos\nsystem\nS'" + text + b"'\no."  # OBJ.
     yield b"\x80\x02cbuiltins\neval\nX\x01\x00\x00\x001\x85R."
+    # A storage that is another attack.
+    for inner in (pickle.dumps(Calls(os.system, command), 2), b"\x80\x02N.", b""):
+        load = b"\x80\x02ctorch.storage\n_load_from_bytes\n"
+        yield load + b"B" + len(inner).to_bytes(4, "little") + inner + b"\x85R."
+    # A mapping whose methods are others.
+    items = b"ccollections\nOrderedDict\n)R}S'items'\nc%s\nsb."
+    yield items % b"os\nsystem"
+    # By name within a module, or of an attribute of what is allowed.
+    for name in (b"torch\n_utils.os.system", b"collections\nOrderedDict.__init__"):
+        yield b"\x80\x04c" + name + b"\nX\x01\x00\x00\x001\x85R."
     # A class made without a call, then given what is to be called on its instances.
     yield b"cauthor\nNet\n(N}S'__setstate__'\ncos\nsystem\nstb."
 
@@ -235,6 +255,38 @@ def test_big_endian_is_refused(torch_zip, tmp_path):
     path = tmp_path / "big.pth"
     torch_zip(path, pickle.dumps({}, 2), byteorder=b"big")
     with pytest.raises(UserError, match="big-endian"):
+        torch_files.read(path)
+
+
+def test_a_compressed_file_is_a_sentence(tmp_path):
+    """A few bytes that unpack to more than the memory holds."""
+    path = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps({}, 2))
+        archive.writestr("archive/data/0", bytes(10**6))
+    with pytest.raises(UserError, match="it is compressed"):
+        torch_files.read(path)
+
+
+def test_a_wrapper_in_itself_is_a_sentence(torch_zip, tmp_path):
+    tree = {}
+    tree["model"] = tree
+    path = tmp_path / "endless.pth"
+    torch_zip(path, pickle.dumps(tree, 2))
+    with pytest.raises(UserError, match="RecursionError"):
+        torch_files.read(path)
+
+
+def test_storages_in_storages_are_a_sentence(tmp_path):
+    head = b"".join(pickle.dumps(x, protocol=2) for x in (MAGIC, 1001, SYSTEM))
+    inner = b""
+    for _ in range(500):
+        load = b"\x80\x02ctorch.storage\n_load_from_bytes\n"
+        size = len(inner).to_bytes(4, "little")
+        inner = head + load + b"B" + size + inner + b"\x85R."
+    path = tmp_path / "deep.pth"
+    path.write_bytes(inner)
+    with pytest.raises(UserError, match="damaged"):
         torch_files.read(path)
 
 
