@@ -1,6 +1,9 @@
 """Networks and optimizers, each from its section of a config."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
+from flax import linen as nn
 from ml_collections import ConfigDict
 
 from kdjax import models, networks, optimizers, parallel
@@ -19,9 +22,15 @@ NORMALIZATIONS = {
 
 
 def network(
-    config: ConfigDict, source: sources.Source, devices: parallel.Parallel
+    config: ConfigDict,
+    source: sources.Source,
+    devices: parallel.Parallel,
+    change: Callable[[nn.Module], nn.Module] = lambda module: module,
 ) -> networks.Network:
-    """The model of a `teacher` or `student` section, for the images of `source`."""
+    """The model of a `teacher` or `student` section, for the images of `source`.
+
+    Its module is changed before it becomes a network.
+    """
     arguments = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in config.model.items()
@@ -36,7 +45,7 @@ def network(
     )
     mean, std = _statistics(config.normalize, source)
     return networks.from_linen(
-        module,
+        change(module),
         name=config.model.name,
         image_shape=source.image_shape,
         num_classes=source.num_classes,

@@ -8,6 +8,7 @@ from typing import Any
 from kdjax.report.quantities import number, si
 from kdjax.report.table import Table
 
+ROLES = {"teacher": "Teacher", "student": "Student", "student_qat": "QAT student"}
 NOT_STATED = "not stated"
 
 
@@ -36,6 +37,7 @@ def text(made: Mapping[str, Any], story: Story, table: Table, figure: str) -> st
         "## Files",
         _markdown(table),
         table.note,
+        _deviations(made),
         figure,
         *_beyond(made),
         "## Inputs and outputs",
@@ -70,6 +72,17 @@ def _markdown(table: Table) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def _deviations(made: Mapping[str, Any]) -> str:
+    found = ", ".join(
+        f"`{one['file']}` {one['max_deviation']:.1g}" for one in made["files"]
+    )
+    largest = max(one["max_logit"] for one in made["files"])
+    return (
+        f"The largest difference of a logit from that of the model in JAX (the largest "
+        f"logit is {largest:.3g}): {found}."
+    )
+
+
 def _beyond(made: Mapping[str, Any]) -> Iterator[str]:
     for one in made["files"]:
         if not one["within"]:
@@ -80,14 +93,20 @@ def _beyond(made: Mapping[str, Any]) -> Iterator[str]:
             )
 
 
+def _roles(made: Mapping[str, Any]) -> list[str]:
+    """In the order of the files: JSON forgets that of its keys."""
+    return list(dict.fromkeys(one["role"] for one in made["files"]))
+
+
 def _signatures(made: Mapping[str, Any]) -> Iterator[str]:
-    for role, model in made["models"].items():
+    for role in _roles(made):
+        model = made["models"][role]
         inputs = ", ".join(
             f"`{name}` {dtype} `[{', '.join(str(size) for size in shape)}]`"
             for name, (shape, dtype) in model["inputs"].items()
         )
         yield (
-            f"{role.capitalize()}, {model['network']}: {inputs} to `logits` float32, "
+            f"{ROLES[role]}, {model['network']}: {inputs} to `logits` float32, "
             f"one for each of {len(model['class_names'])} classes: "
             f"{', '.join(model['class_names'])}. {_about_inputs(model)} "
             f"{si(model['parameters'])} parameters"
@@ -106,14 +125,14 @@ def _about_inputs(model: Mapping[str, Any]) -> str:
 
 
 def _trained(made: Mapping[str, Any], story: Story) -> Iterator[str]:
-    for role in made["models"]:
+    for role in _roles(made):
         sentences = "\n".join(f"* {one}" for one in story.trained[role])
-        yield f"### {role.capitalize()}\n\n{sentences}"
+        yield f"### {ROLES[role]}\n\n{sentences}"
 
 
 def _code(made: Mapping[str, Any]) -> Iterator[str]:
-    """A block for each format, of the smallest role: that of the student, if any."""
-    role = list(made["models"])[-1]
+    """A block for each format, of the last role: the student's."""
+    role = _roles(made)[-1]
     arrays = _arrays(made["models"][role]["inputs"])
     for one in made["files"]:
         if one["role"] == role:

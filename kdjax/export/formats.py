@@ -29,6 +29,8 @@ class Settings:
       platforms: of StableHLO.
       calibration: how many examples of the training split set the ranges of static
         eight-bit models.
+      qat_epochs: of quantisation-aware training of the student; 0 for none.
+      qat_learning_rate: of these, as a share of the student's.
       test_examples: at most so many of the test split are compared, spread evenly.
       batch_size: of the comparison, and of the throughput.
       runs: of each file at batch size 1, for its latency.
@@ -39,6 +41,8 @@ class Settings:
     pixels: str
     platforms: tuple[str, ...]
     calibration: int
+    qat_epochs: int
+    qat_learning_rate: float
     test_examples: int
     batch_size: int
     runs: int
@@ -60,6 +64,11 @@ class Settings:
             raise UserError(
                 f"Expected export.pixels out of {', '.join(PIXELS)}, got "
                 f"{self.pixels!r}."
+            )
+        if self.qat_epochs and "onnx_int8" not in self.formats:
+            raise UserError(
+                "Expected 'onnx_int8' in export.formats, for which export.qat_epochs "
+                f"trains, got {', '.join(self.formats)}."
             )
         for name in ("calibration", "test_examples", "batch_size", "runs"):
             if getattr(self, name) < 1:
@@ -111,7 +120,7 @@ def _write_weights(
     arrays = {name: np.ascontiguousarray(x) for name, x in flat.items()}
     metadata = {"format": "kdjax", **onnx_files.describe(model)}
     with replacing(path) as temporary:
-        safetensors.numpy.save_file(arrays, temporary, metadata)
+        temporary.write_bytes(safetensors.numpy.save(arrays, metadata))
 
 
 def _load_weights(model: Model, path: pathlib.Path) -> Predict:
@@ -167,7 +176,7 @@ FORMATS: Mapping[str, Format] = {
         _check_onnx,
     ),
     "onnx_int8": Format(
-        "ONNX, 8 bits",
+        "ONNX int8",
         "model.int8.onnx",
         "onnxruntime",
         INT8_POINTS,

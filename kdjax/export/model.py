@@ -44,6 +44,7 @@ class Model:
       logits: from the variables and the inputs to logits, in inference mode. What is
         done to raw pixels is part of it.
       class_names: of the logits, for those who read the file.
+      formats: in which it is written; none: in all that are wanted.
     """
 
     role: str
@@ -52,6 +53,7 @@ class Model:
     inputs: Mapping[str, Input]
     logits: Callable[..., jax.Array]
     class_names: tuple[str, ...] = ()
+    formats: tuple[str, ...] = ()
 
     def specs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         """What JAX traces in place of inputs, open sizes as symbols."""
@@ -93,9 +95,7 @@ def of_network(
     role: str,
     network: Network,
     variables: Variables,
-    *,
     pixels: str = "uint8",
-    class_names: tuple[str, ...] = (),
 ) -> Model:
     """A trained network as a function of images, or of tokens and their mask.
 
@@ -107,7 +107,6 @@ def of_network(
       network: of images, or of a dictionary of `tokens` and `mask`.
       variables: trained.
       pixels: 'uint8', or 'float32' for the same values in floating point.
-      class_names: of the logits.
     """
     inputs = {"images": Input((BATCH, *network.image_shape), pixels)}
     if network.example_fn is not None:
@@ -121,7 +120,7 @@ def of_network(
         given = named if network.example_fn is not None else named["images"]
         return network.apply(variables, given, train=False)[0].logits
 
-    return Model(role, network, variables, inputs, logits, class_names)
+    return Model(role, network, variables, inputs, logits)
 
 
 def slices(arrays: Arrays, size: int) -> Iterator[dict[str, np.ndarray]]:

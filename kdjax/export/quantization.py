@@ -11,7 +11,7 @@ from kdjax.export.model import Arrays, slices
 _CALIBRATION_BATCH = 32
 
 
-def write(source: pathlib.Path, path: pathlib.Path, calibration: Arrays) -> str:
+def write(source: pathlib.Path, path: pathlib.Path, calibration: Arrays) -> None:
     """Writes an ONNX file's model in eight bits; weights by channel.
 
     Static where there are convolutions: activations too are stored in eight bits, in
@@ -22,9 +22,6 @@ def write(source: pathlib.Path, path: pathlib.Path, calibration: Arrays) -> str:
       source: a file that `onnx_files.write` wrote.
       path: of the new file.
       calibration: examples by the names of the inputs, of the training split.
-
-    Returns:
-      'static' or 'dynamic'.
     """
     import onnx
     from onnxruntime import quantization
@@ -50,7 +47,6 @@ def write(source: pathlib.Path, path: pathlib.Path, calibration: Arrays) -> str:
     del quantized.metadata_props[:]
     quantized.metadata_props.extend(proto.metadata_props)
     onnx_files.save(quantized, path)
-    return "static" if static else "dynamic"
 
 
 def _reader(calibration: Arrays) -> Any:

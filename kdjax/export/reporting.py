@@ -6,26 +6,18 @@ from typing import Any
 
 import rich.console
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from kdjax.export import card
 from kdjax.export.formats import FORMATS
 from kdjax.report import files
-from kdjax.report.drawing import COLORS, MUTED, Drawing, png, styled, svg
+from kdjax.report.drawing import COLORS, Drawing, png, styled, svg
 from kdjax.report.quantities import number, si
 from kdjax.report.table import Cell, Table, print_parts
 
-FIGURE = "accuracy_latency"
-_COLUMNS = (
-    "",
-    "Accuracy (%)",
-    "Change (points)",
-    "Largest change of a logit",
-    "Size",
-    "Latency p50 (ms)",
-    "p95 (ms)",
-    "Examples/s",
-    "",
-)
+FIGURE = "accuracy"
+_COLUMNS = ("", "%", "Change", "Size", "p50 ms", "p95 ms", "Per s")
+_COLORS = COLORS | {"student_qat": COLORS["baseline"]}
 _MARKERS = dict(zip(FORMATS, "osD^", strict=True))
 
 
@@ -60,16 +52,16 @@ def exceeded(made: Mapping[str, Any]) -> str:
 
 
 def headline(made: Mapping[str, Any]) -> str:
-    """The smallest student beside the teacher's weights."""
-    sizes = {role: _smallest(made["files"], role) for role in made["models"]}
-    best = min(sizes.values(), key=lambda one: one["bytes"])
-    largest = max(made["files"], key=lambda one: one["bytes"])
+    """The smallest file beside the largest."""
+    small, large = (
+        pick(made["files"], key=lambda one: one["bytes"]) for pick in (min, max)
+    )
     return (
         f"{len(made['files'])} files, each loaded back and compared on "
-        f"{made['about']['num_examples']:,} test examples: {best['file']} has "
-        f"{si(best['bytes'], 'B')} and {number(best['accuracy'])} % accuracy, "
-        f"{largest['file']} {si(largest['bytes'], 'B')} and "
-        f"{number(largest['accuracy'])} %."
+        f"{made['about']['num_examples']:,} test examples: {large['file']} has "
+        f"{si(large['bytes'], 'B')} and {number(large['accuracy'])} % accuracy, "
+        f"{small['file']} {si(small['bytes'], 'B')} and "
+        f"{number(small['accuracy'])} %."
     )
 
 
@@ -78,70 +70,56 @@ def table(made: Mapping[str, Any]) -> Table:
     about = made["about"]
     runs = made["files"][0]
     note = (
-        f"Change: against the model in JAX, on {about['num_examples']:,} test examples "
-        f"of {about['dataset']}. Latency at batch size 1 (median and 95th percentile "
-        f"of {runs['latency_runs']} runs), throughput at batch size "
-        f"{about['settings']['batch_size']}, all files taking turns on "
-        f"{_hardware(about['hardware'])}; onnxruntime on its CPU."
+        f"%: accuracy on {about['num_examples']:,} test examples of "
+        f"{about['dataset']}. Change: against the model in JAX, in points. p50, p95: "
+        f"quantiles of the latency at batch size 1 over {runs['latency_runs']} runs. "
+        f"Per s: examples at batch size {about['settings']['batch_size']}. All files "
+        f"took turns on {_hardware(about['hardware'])}; onnxruntime on its CPU."
     )
     rows = [_row(one) for one in made["files"]]
     return Table("Exported files", list(_COLUMNS), rows, note)
 
 
 def figure(made: Mapping[str, Any]) -> Drawing:
-    """Accuracy against latency, a point a file, as large as the file."""
+    """Accuracy against latency and against size, a point a file."""
     caption = (
-        "Accuracy against median latency at batch size 1: one point a file, its size "
-        "beside it."
+        "Accuracy against median latency at batch size 1, and against size: one point "
+        "a file."
     )
     return Drawing(FIGURE, caption, lambda: _draw(made["files"]))
 
 
-def _smallest(entries: Sequence[Mapping[str, Any]], role: str) -> Mapping[str, Any]:
-    own = [one for one in entries if one["role"] == role]
-    return min(own, key=lambda one: one["bytes"])
+def title(one: Mapping[str, Any]) -> str:
+    """What a file is called in tables and legends."""
+    return f"{card.ROLES[one['role']]}, {FORMATS[one['format']].title}"
 
 
 def _row(one: Mapping[str, Any]) -> list[Cell]:
     latency = one["latency_ms"]
+    change = number(one["accuracy_difference"], signed=True)
     return [
-        Cell(f"{one['role'].capitalize()}, {FORMATS[one['format']].title}"),
+        Cell(title(one)),
         Cell(number(one["accuracy"]), one["accuracy"]),
         Cell(
-            number(one["accuracy_difference"], signed=True), one["accuracy_difference"]
+            change if one["within"] else f"{change} ✗",
+            one["accuracy_difference"],
         ),
-        Cell(f"{one['max_deviation']:.1g}", one["max_deviation"]),
         Cell(si(one["bytes"], "B"), one["bytes"]),
         Cell(number(latency["p50"], 3), latency["p50"]),
         Cell(number(latency["p95"], 3), latency["p95"]),
         Cell(si(one["throughput"]), one["throughput"]),
-        Cell("" if one["within"] else "beyond what is allowed"),
     ]
 
 
 def _findings(made: Mapping[str, Any]) -> list[dict[str, str]]:
-    sentence = exceeded(made)
-    if sentence:
+    if sentence := exceeded(made):
         return [{"kind": "miss", "text": sentence}]
-    return [
-        {
-            "kind": "hit",
-            "text": "Every file is as accurate as its model: within "
-            + " and ".join(
-                f"{points:g} points ({kind})"
-                for points, kind in sorted(
-                    {
-                        (
-                            one["allowed_difference"],
-                            "8 bits" if "int8" in one["format"] else "float",
-                        )
-                        for one in made["files"]
-                    }
-                )
-            )
-            + ".",
-        }
-    ]
+    allowed = sorted({one["allowed_difference"] for one in made["files"]})
+    text = (
+        "Every file is as accurate as its model, within "
+        f"{' or, in 8 bits, '.join(f'{points:g}' for points in allowed)} points."
+    )
+    return [{"kind": "hit", "text": text}]
 
 
 def _hardware(hardware: Mapping[str, Any]) -> str:
@@ -152,26 +130,22 @@ def _hardware(hardware: Mapping[str, Any]) -> str:
 
 @styled
 def _draw(entries: Sequence[Mapping[str, Any]]) -> Figure:
-    drawn = Figure(figsize=(5.4, 3.8), layout="constrained")
-    axes = drawn.subplots()
+    drawn = Figure(figsize=(6.4, 4.0), layout="constrained")
+    left, right = drawn.subplots(1, 2, sharey=True)
     for one in entries:
-        x, y = one["latency_ms"]["p50"], one["accuracy"]
-        axes.plot(
-            x,
-            y,
-            _MARKERS[one["format"]],
-            color=COLORS.get(one["role"], MUTED),
-            label=f"{one['role'].capitalize()}, {FORMATS[one['format']].title}",
+        marker, color = _MARKERS[one["format"]], _COLORS[one["role"]]
+        look = dict(color=color, linestyle="", alpha=0.8)
+        left.plot(one["latency_ms"]["p50"], one["accuracy"], marker, **look)
+        right.plot(
+            one["bytes"] / 1e6, one["accuracy"], marker, **look, label=title(one)
         )
-        axes.annotate(
-            si(one["bytes"], "B"),
-            (x, y),
-            (5, 4),
-            textcoords="offset points",
-            fontsize=8,
-            color=MUTED,
-        )
-    axes.set(xscale="log", xlabel="Latency at batch size 1 (ms)", ylabel="Accuracy (%)")
-    axes.margins(0.15)
+    left.set(xlabel="Latency at batch size 1 (ms)", ylabel="Accuracy (%)")
+    right.set(xlabel="Size (MB)")
+    for axes in (left, right):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.margins(0.12)
     drawn.legend(loc="outside lower center", ncols=2)
     return drawn

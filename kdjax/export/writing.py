@@ -54,7 +54,7 @@ def write(
     """
     if any(name.startswith("onnx") for name in settings.formats):
         onnx_files.require_extra()
-    total = len(models) * len(settings.formats) + 1
+    total = 1 + sum(len(model.formats or settings.formats) for model in models)
     described, files = {}, []
     with progress.stage("export", total) as bar:
         for model in models:
@@ -64,7 +64,7 @@ def write(
                 settings.batch_size,
             )
             described[model.role] = _describe(model, truth, examples.labels)
-            for name in settings.formats:
+            for name in model.formats or settings.formats:
                 files.append(_one(model, name, examples, truth, directory, settings))
                 bar.update(len(files))
         _time(models, files, examples, directory, settings)

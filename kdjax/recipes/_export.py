@@ -26,11 +26,13 @@ class Trained:
       network: of which it is an instance.
       directory: of its training.
       note: which one of several it is, and why; a sentence.
+      formats: in which it is written; none: in all that are wanted.
     """
 
     network: Network
     directory: pathlib.Path
     note: str = ""
+    formats: tuple[str, ...] = ()
 
 
 def best_seed(directory: pathlib.Path, seeds: Sequence[int]) -> tuple[int, str]:
@@ -78,12 +80,10 @@ def run(
     if begin(directory, inputs) is None:
         examples = _examples(splits, settings)
         models = [
-            export.of_network(
-                role,
-                one.network,
-                variables[role],
-                pixels=settings.pixels,
+            dataclasses.replace(
+                export.of_network(role, one.network, variables[role], settings.pixels),
                 class_names=splits.test.class_names,
+                formats=one.formats,
             )
             for role, one in trained.items()
         ]
@@ -100,7 +100,7 @@ def run(
         }
         write_json(directory / "export.json", {"about": about, **written})
         finish(directory, {"files": [one["file"] for one in written["files"]]})
-    made = read_json(directory / "export.json")
+    made = read_json(directory / "export.json") or {}
     export.report(made, _story(trained, variables, config, splits), directory)
     if sentence := export.exceeded(made):
         raise UserError(sentence)
@@ -155,18 +155,20 @@ def _story(
 
 def _origin(role: str, one: Trained, config: Mapping[str, Any]) -> list[str]:
     """How a model was trained, or where it was imported from."""
-    section, result = config[role], read_json(one.directory / "result.json") or {}
+    section = config["teacher" if role == "teacher" else "student"]
+    result = read_json(one.directory / "result.json") or {}
     path = section.get("pretrained")
     told = [f"Imported from `{path}`."] if path else []
     if not result.get("steps"):
         return told
     train = section["train"]
+    rate = train["learning_rate"]
     told.append(
         f"{result['steps']:,} steps, batches of {train['batch_size']}, "
-        f"{train['optimizer']['name']}, learning rate {train['learning_rate']['base']:g} "
-        f"({train['learning_rate']['schedule']}), in `{one.directory.name}`."
+        f"{train['optimizer']['name']}, learning rate {rate['base']:g} "
+        f"({rate['schedule']}), in `{one.directory.name}`."
     )
-    if role == "student":
+    if role != "teacher":
         distill = config["distill"]
         told.append(
             f"Objective: alpha T² KL(teacher ‖ student) + (1 - alpha) cross-entropy, "

@@ -35,10 +35,12 @@ from kdjax.networks import Network
 from kdjax.recipes import _export
 from kdjax.recipes.stages import (
     SECONDS,
+    VARIABLES,
     Runner,
     import_model,
     keep_variables,
     load_variables,
+    train,
     write_cache,
 )
 from kdjax.training import Training, fit, predict_split
@@ -158,17 +160,52 @@ def run_export(experiment: Experiment, workdir: pathlib.Path, command: str) -> N
     """Writes the teacher and one student as files for other runtimes."""
     seed, why = _export.best_seed(workdir / "student", experiment.seeds)
     student = workdir / "student" / f"seed{seed}"
+    trained = {
+        "teacher": _export.Trained(experiment.teacher, workdir / "teacher"),
+        "student": _export.Trained(experiment.student, student, why),
+    }
+    if experiment.export["qat_epochs"]:
+        trained["student_qat"] = _quantization_aware(
+            experiment, workdir, seed, student / VARIABLES
+        )
     _export.run(
-        {
-            "teacher": _export.Trained(experiment.teacher, workdir / "teacher"),
-            "student": _export.Trained(experiment.student, student, why),
-        },
+        trained,
         experiment.splits,
         experiment.export,
         experiment.config,
         workdir,
         command,
     )
+
+
+def _quantization_aware(
+    experiment: Experiment, workdir: pathlib.Path, seed: int, weights: pathlib.Path
+) -> _export.Trained:
+    """Distils the trained student once more, rounded to eight bits."""
+    rounded, directory = experiment.quantization_aware(weights), workdir / "export/qat"
+    teacher = load_variables(experiment.teacher, workdir / "teacher")
+    cache = None
+    if rounded.cached:
+        cache = caches.open(workdir / "cache", rounded.manifest(teacher))
+
+    def keep(state: Any, directory: pathlib.Path) -> Mapping[str, Any]:
+        keep_variables(directory, state.eval_variables)
+        return {}
+
+    train(
+        rounded.student_training(seed, teacher, cache),
+        directory,
+        {
+            **rounded.inputs["student"],
+            "teacher": fingerprints.fingerprint_tree(teacher),
+        },
+        keep,
+    )
+    note = (
+        "The student, distilled once more with its convolutions and dense layers "
+        "rounded to eight bits."
+    )
+    return _export.Trained(experiment.student, directory, note, ("onnx", "onnx_int8"))
 
 
 def _train(
