@@ -1,13 +1,11 @@
-"""The page in the browser says what onnxruntime says here, of the same pixels."""
+"""The page of examples/browser: its server, and its arithmetic as Node computes it."""
 
 import importlib.util
-import io
 import json
 import pathlib
 import shutil
 import subprocess
 import sys
-import threading
 
 import numpy as np
 import pytest
@@ -25,45 +23,55 @@ serve = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(serve)
 
 
-def _report(run, class_names=CLASSES):
-    examples = [{"image_png": "AAAA", "label_name": "7"}]
-    (run / "report").mkdir(parents=True)
-    content = json.dumps({"class_names": list(class_names), "examples": examples})
-    (run / "report" / "report.json").write_text(content)
-
-
-def _models(run, names):
-    for name in names:
+def _exported(run, files):
+    """A work directory as the stages `export` and `report` leave it."""
+    for name in files:
         path = run / "export" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(name.encode())
+    roles = ("teacher", "student")
+    export = {
+        "models": {x: {"network": f"{x}_net", "class_names": CLASSES} for x in roles},
+        "files": [
+            {"role": x.split("/")[0], "format": x[-4:], "file": x, "accuracy": 98.5}
+            for x in files
+        ],
+    }
+    (run / "export" / "export.json").write_text(json.dumps(export))
+    (run / "report").mkdir()
+    examples = [{"image_png": "AAAA", "label_name": "7"}]
+    (run / "report" / "report.json").write_text(json.dumps({"examples": examples}))
 
 
 class TestServe:
-    def test_gathers_every_exported_file_by_role(self, tmp_path):
+    FILES = ("teacher/a.onnx", "teacher/a.safetensors", "student/b.onnx")
+
+    def test_takes_every_onnx_file_and_what_is_known_of_it(self, tmp_path):
         run = tmp_path / "mnist_kd"
-        _report(run)
-        names = ("teacher/model.onnx", "student/model.onnx", "student/model_int8.onnx")
-        _models(run, names)
+        _exported(run, self.FILES)
         page = serve.of_run(run)
         assert page["title"].startswith("mnist_kd")
         assert page["class_names"] == CLASSES
-        assert page["examples"][0]["image"] == "data:image/png;base64,AAAA"
-        assert [(x["role"], x["name"]) for x in page["models"]] == [
-            ("teacher", "model"),
-            ("student", "model"),
-            ("student", "model_int8"),
-        ]
+        example = {"image": "data:image/png;base64,AAAA", "label": "7"}
+        assert page["examples"] == [example]
+        teacher, student = page["models"]
+        assert teacher["role"] == "teacher"
+        assert student["name"] == "student_net, onnx"
+        assert student["path"].read_bytes() == b"student/b.onnx"
+        assert student["accuracy"] == 98.5
 
-    def test_says_which_model_is_missing(self, tmp_path):
-        _report(tmp_path)
-        _models(tmp_path, ["teacher/model.onnx"])
-        with pytest.raises(serve.PageError, match=r"none of the student: .*export"):
+    def test_works_without_a_report(self, tmp_path):
+        _exported(tmp_path, self.FILES)
+        shutil.rmtree(tmp_path / "report")
+        assert serve.of_run(tmp_path)["examples"] == []
+
+    def test_says_that_nothing_is_exported(self, tmp_path):
+        with pytest.raises(serve.PageError, match=r"no export.json: .*stages=export"):
             serve.of_run(tmp_path)
 
-    def test_says_that_the_report_is_missing(self, tmp_path):
-        _models(tmp_path, ["teacher/model.onnx", "student/model.onnx"])
-        with pytest.raises(serve.PageError, match=r"names the classes.*stage report"):
+    def test_says_which_models_there_are(self, tmp_path):
+        _exported(tmp_path, ["teacher/a.onnx"])
+        with pytest.raises(serve.PageError, match=r"got .*teacher/a.onnx: export both"):
             serve.of_run(tmp_path)
 
     def test_refuses_another_runtime(self, tmp_path):
@@ -81,7 +89,7 @@ class TestServe:
         command = [sys.executable, str(PAGE / "serve.py"), f"--run={tmp_path}/none"]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 2
-        assert done.stderr.startswith("Expected ONNX files of teacher and student")
+        assert done.stderr.startswith("Expected exported models in")
         assert "Traceback" not in done.stderr
 
 

@@ -92,43 +92,45 @@ def fetch_runtime(cache: pathlib.Path) -> pathlib.Path:
 
 def of_run(run: pathlib.Path) -> dict[str, Any]:
     """What the page shows of a work directory: the models of its stage `export`."""
-    models = [
-        {"role": role, "name": path.stem, "path": path}
-        for role in ROLES
-        for path in sorted((run / "export").rglob("*.onnx"))
-        if role in path.relative_to(run).as_posix()
-    ]
-    if missing := [x for x in ROLES if x not in {m["role"] for m in models}]:
+    export = read_json(run / "export" / "export.json")
+    if export is None:
         raise PageError(
-            f"Expected ONNX files of teacher and student under {run}/export, but there "
-            f"is none of the {' and '.join(missing)}: run python -m kdjax.main with "
-            "this --workdir and --stages=export first."
+            f"Expected exported models in {run}/export, but there is no export.json: "
+            f"run python -m kdjax.main with --workdir={run} and --stages=export first."
         )
-    report = read_report(run)
+    models = [
+        {
+            "role": file["role"],
+            "name": f"{export['models'][file['role']]['network']}, {file['format']}",
+            "path": run / "export" / file["file"],
+            "accuracy": file["accuracy"],
+        }
+        for file in export["files"]
+        if file["file"].endswith(".onnx")
+    ]
+    if {model["role"] for model in models} != set(ROLES):
+        raise PageError(
+            f"Expected ONNX files of a teacher and a student in {run}/export, got "
+            f"{', '.join(str(m['path']) for m in models) or 'none'}: export both, with "
+            "onnx in export.formats."
+        )
+    report = read_json(run / "report" / "report.json") or {"examples": []}
     return {
         "title": f"{run.resolve().name}: teacher and student",
-        "class_names": report["class_names"],
+        "class_names": export["models"]["teacher"]["class_names"],
         "examples": [
-            {"image": as_url(example["image_png"]), "label": example["label_name"]}
+            {
+                "image": f"data:image/png;base64,{example['image_png']}",
+                "label": example["label_name"],
+            }
             for example in report["examples"]
         ],
         "models": models,
     }
 
 
-def read_report(run: pathlib.Path) -> dict[str, Any]:
-    path = run / "report" / "report.json"
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise PageError(
-            f"Expected {path}, which names the classes, but there is none: run the "
-            "stage report."
-        ) from error
-
-
-def as_url(png: str) -> str:
-    return f"data:image/png;base64,{png}"
+def read_json(path: pathlib.Path) -> Any | None:
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def of_files(teacher: str, student: str, classes: str) -> dict[str, Any]:

@@ -82,7 +82,7 @@ function fill(cell, probabilities, k) {
 
 /** The pixels themselves, each a square. */
 export function showPixels(canvas, image) {
-  const context = canvas.getContext("2d");
+  const context = canvas.getContext("2d", { willReadFrequently: true });
   if (!image) {
     context.clearRect(0, 0, canvas.width, canvas.height);
     return;

@@ -52,9 +52,7 @@ def few(source: ArraySource | RecordSource, count: int) -> ArraySource | RecordS
     """At most `count` examples, the classes evenly; 0: all of them."""
     if count < 0:
         raise UserError(f"Expected dataset.max_examples >= 0, got {count}.")
-    if not count or len(source) <= count:
-        return source
-    return source.subset(cut(_labels(source), count)[1])
+    return source.subset(cut(_labels(source), count)[1]) if count else source
 
 
 def _labels(source: ArraySource | RecordSource) -> np.ndarray:

@@ -82,9 +82,7 @@ def test_a_few_examples_are_of_all_classes_evenly_and_of_the_whole():
     assert [len(x) for x in (few.train, few.validation, few.test)] == [160, 40, 200]
     assert few.train.fingerprint() == again.train.fingerprint()
     for some, of in ((few.train, whole.train), (few.test, whole.test)):
-        counts, all_counts = (
-            np.bincount(_everything(x)["label"]) for x in (some, of)
-        )
+        counts, all_counts = (np.bincount(_everything(x)["label"]) for x in (some, of))
         shares = all_counts * len(some) / len(of)
         assert np.abs(counts - shares).max() <= 1
         rows = {x.tobytes() for x in _everything(of)["image"]}
