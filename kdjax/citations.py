@@ -139,7 +139,11 @@ def _functions(objective: Any) -> list[Callable[..., Any]]:
         return [_function(objective)]
     distill = getattr(objective, "distill", objective)
     if hasattr(distill, "terms"):
-        return [losses.soft_target_loss, *_functions_of_terms(distill.terms)]
+        found = [losses.soft_target_loss, *_functions_of_terms(distill.terms)]
+        for stage in ("general", "layers"):  # Of the recipe 'encoders'.
+            earlier = getattr(getattr(objective, "encoders", None), stage, None)
+            found += _functions_of_terms(getattr(earlier, "terms", {}))
+        return found
     return [_function(loss) for loss in objective]
 
 

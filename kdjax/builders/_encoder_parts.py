@@ -124,10 +124,11 @@ class EncoderParts:
         name, seed = "teacher", self.config.seed
         return self._training(role, name, seed, start, self.corpora.train)
 
-    def label_training(self, name: str, train: ConfigDict, seed: int) -> Training:
-        """A student's, on labels alone, from its start without a teacher."""
+    def label_training(
+        self, name: str, train: ConfigDict, seed: int, start: Variables
+    ) -> Training:
+        """A student's, from these variables, on labels alone."""
         role = Role("student", self.student, train, label_objective(train))
-        start = self.student.init(jax.random.key(seed))
         return self._training(role, name, seed, start, self.corpora.train, key="labels")
 
     def distillation(

@@ -30,12 +30,12 @@ class Stage:
       name: `'general'`, `'layers'`, `'prediction'` or `'labels'`.
       inputs: what it depends on, apart from the stages before it; JSON-able.
       training: makes it, from a seed, the student's variables before it, the teacher's
-        variables, and the teacher's logits on the train split.
+        variables, and the teacher's logits on the train split, if it needs them.
     """
 
     name: str
     inputs: Mapping[str, Any]
-    training: Callable[[int, Variables, Variables, np.ndarray], Training]
+    training: Callable[[int, Variables, Variables, np.ndarray | None], Training]
 
     @property
     def is_last(self) -> bool:
@@ -131,7 +131,7 @@ def build(config: ConfigDict) -> Experiment:
         general=made.general(),
         student_start=made.student_start,
         predict=parts.predict,
-        teacher_inputs=made.data | {"seed": config.seed} | digests(plain(config.teacher)),
+        teacher_inputs=made.teacher_inputs(),
         main_arm=config.encoders.main_arm,
         accept_share=config.encoders.accept_share,
         facts=made.facts(),
@@ -169,30 +169,27 @@ def _check(config: ConfigDict) -> None:
             f"of {general.train.num_epochs} epochs, got {config.encoders.corpus!r} and "
             f"{len(general.terms)} terms: set both, or general.train.num_epochs=0."
         )
-    sections = {
-        "teacher": config.teacher,
-        "student": config.student,
-        "encoders.general": config.encoders.general,
-        "encoders.layers": config.encoders.layers,
-    }
-    for name, section in sections.items():
+    for name, section in _trained(config).items():
         changed = {k: v for k, v in section.train.augment.items() if v}
         if changed or section.train.num_views:
             raise UserError(
-                f"Expected no {name}.train.augment and num_views=0, as texts are not "
+                f"Expected no {name}.augment and num_views=0, as texts are not "
                 f"augmented, got {changed} and {section.train.num_views}."
             )
 
 
+def _trained(config: ConfigDict) -> dict[str, ConfigDict]:
+    """The sections that say how something is trained, by the name of what they say."""
+    return {
+        "teacher.train": config.teacher,
+        "student.train": config.student,
+        "encoders.general.train": config.encoders.general,
+        "encoders.layers.train": config.encoders.layers,
+    }
+
+
 def _assemble(config: ConfigDict) -> EncoderParts:
     devices = parallel.create(config.parallel)
-    for role in ("teacher", "student"):
-        devices.check_batch_size(
-            f"{role}.train.batch_size", config[role].train.batch_size
-        )
-    for stage in ("general", "layers"):
-        size = config.encoders[stage].train.batch_size
-        devices.check_batch_size(f"encoders.{stage}.train.batch_size", size)
     corpora = _read(config)
     longest = config.encoders.lengths[-1]
     nets = {
@@ -203,6 +200,14 @@ def _assemble(config: ConfigDict) -> EncoderParts:
         role: devices.predict_program(steps.make_predict_step(net.apply))
         for role, net in nets.items()
     }
+    for name, section in _trained(config).items():
+        devices.check_batch_size(f"{name}.batch_size", section.train.batch_size)
+        texts = corpora.corpus if name.startswith("encoders.general") else corpora.train
+        if section.train.num_epochs and section.train.batch_size > len(texts):
+            raise UserError(
+                f"Expected {name}.batch_size of at most {len(texts)}, as many texts as "
+                f"there are, got {section.train.batch_size}."
+            )
     trainings = Trainings(config, devices)
     return EncoderParts(config, corpora, *nets.values(), trainings, predict)
 
@@ -253,6 +258,11 @@ class _Made:
             return like
         heads = HEADS if self.config.teacher.finetune else ()
         return pretrained.load(path, like, optional=heads)
+
+    def teacher_inputs(self) -> dict[str, Any]:
+        """What the teacher depends on."""
+        own = digests(plain(self.config.teacher))
+        return {**self.data, "seed": self.config.seed, **own}
 
     def student_start(self, seed: int, teacher: Variables) -> Variables:
         """From its file or its seed; or from its teacher's layers, if asked."""
@@ -336,7 +346,7 @@ class _Made:
         use_logits = stage == "prediction" and self.config.teacher.source == "cached"
 
         def training(
-            seed: int, start: Variables, teacher: Variables, logits: np.ndarray
+            seed: int, start: Variables, teacher: Variables, logits: np.ndarray | None
         ) -> Training:
             return self.parts.student_training(
                 f"{stage} {seed}",
@@ -363,10 +373,10 @@ class _Made:
         train.num_epochs += self.config.encoders.layers.train.num_epochs
 
         def training(
-            seed: int, start: Variables, teacher: Variables, logits: np.ndarray
+            seed: int, start: Variables, teacher: Variables, logits: np.ndarray | None
         ) -> Training:
             del teacher, logits
-            return self.parts.label_training(f"{name} {seed}", train, seed)
+            return self.parts.label_training(f"{name} {seed}", train, seed, start)
 
         return Stage("labels", self._inputs(train), training)
 

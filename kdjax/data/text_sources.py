@@ -56,7 +56,7 @@ class Written:
         return tuple(sorted(set(self.train.labels)))
 
 
-def read(name: str, path: str | None, *, validation: float) -> Written:
+def read(name: str, path: str | None, *, validation: float | int) -> Written:
     """A data set of texts: the embedded one, or a folder of tab-separated files.
 
     Args:
@@ -169,13 +169,14 @@ def _lines(path: pathlib.Path) -> list[str]:
 
 def _docstrings() -> tuple[Labelled, None, Labelled]:
     """Sentences of the documentation that is installed, every fifth for the test."""
-    pairs = []
+    found: dict[str, set[str]] = {}
     for label, modules in DOCUMENTED.items():
-        found: dict[str, None] = {}
         for module in map(importlib.import_module, modules):
             for name in sorted(vars(module)):
-                found |= dict.fromkeys(_sentences(getattr(module, name)))
-        pairs += [(sentence, label) for sentence in found]
+                for sentence in _sentences(getattr(module, name)):
+                    found.setdefault(sentence, set()).add(label)
+    # Not those of two classes: SciPy has functions of NumPy.
+    pairs = [(x, *labels) for x, labels in found.items() if len(labels) == 1]
     test = set(range(0, len(pairs), 5))
     everything = Labelled(*zip(*pairs, strict=True))
     train = everything.subset(i for i in range(len(pairs)) if i not in test)
@@ -183,12 +184,13 @@ def _docstrings() -> tuple[Labelled, None, Labelled]:
 
 
 def _sentences(thing: Any) -> list[str]:
-    """The first sentence that documents a function or a class, if it is a long one."""
+    """The first sentences that document a function or a class, if of four words."""
     if not (inspect.isroutine(thing) or inspect.isclass(thing)):
         return []
-    paragraphs = (inspect.getdoc(thing) or "").split("\n\n")
+    paragraphs = (inspect.getdoc(thing) or "").split("\n\n")[:2]
+    paragraphs = [x for x in paragraphs if "---" not in x]  # None with its heading.
     sentences = [re.split(r"(?<=\.)\s", " ".join(x.split()))[0] for x in paragraphs]
-    return [x for x in sentences[:2] if x.endswith(".") and 4 <= len(x.split()) <= 60]
+    return [x for x in sentences if x.endswith(".") and 4 <= len(x.split()) <= 60]
 
 
 def tokenizer(path: str | None, texts: Sequence[str], vocabulary_size: int) -> Any:

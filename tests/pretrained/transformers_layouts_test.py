@@ -1,6 +1,7 @@
 """Encoders with the names of transformers: the same logits, here and there."""
 
 import functools
+import os
 import pathlib
 
 import jax
@@ -221,9 +222,11 @@ def _ask(torch, model, tensors, tokens, mask):
 def test_minilm_gives_the_embeddings_of_its_model_card():
     """Of "This is an example sentence": the mean over its tokens, of length 1."""
     tokenizers = pytest.importorskip("tokenizers", reason="pip install 'kdjax[text]'")
-    folder = pathlib.Path(__file__).parents[2] / "data" / "minilm_l6"
-    if not folder.exists():
-        pytest.skip("python benchmarks/fetch_data.py --out=data minilm_l6")
+    if "KDJAX_DATA" not in os.environ:
+        pytest.skip(
+            "python benchmarks/fetch_data.py --out=data minilm_l6, then KDJAX_DATA=data"
+        )
+    folder = pathlib.Path(os.environ["KDJAX_DATA"]) / "minilm_l6"
     module = models.create("minilm_l6", num_classes=2, among=models.ENCODERS)
     tensors = safetensors.numpy.load_file(folder / "model.safetensors")
     head = ["params/classifier"]
