@@ -136,9 +136,8 @@ def _learned_training(
     optimizer_fn = optimizers.adamw()
 
     def init() -> hyper_gradients.Learner:
-        return hyper_gradients.init(
-            made.init(), config.distill, links, optimizer_fn, hparams
-        )
+        start = {name: config.distill[name] for name in links}
+        return hyper_gradients.init(made.init(), start, links, optimizer_fn, hparams)
 
     validation_fn = hyper_gradients.make_validation_fn(
         parts.student.apply, losses.cross_entropy, section.batch_size

@@ -144,8 +144,8 @@ def heatmap(
 def parallel_coordinates(
     name: str,
     caption: str,
-    axes_values: Mapping[str, Sequence[str]],
-    places: Sequence[Sequence[int]],
+    marks: Mapping[str, Sequence[tuple[Number, str]]],
+    heights: Sequence[Sequence[Number]],
     scores: Sequence[Number],
     *,
     ylabel: str,
@@ -156,8 +156,8 @@ def parallel_coordinates(
     Args:
       name: of the file.
       caption: what it shows.
-      axes_values: the values on each axis, from the bottom up, by its title.
-      places: of each setting, the index of its value on each axis.
+      marks: heights from 0 to 1 and what is written there, by the title of the axis.
+      heights: of each setting, on each axis.
       scores: of each setting.
       ylabel: what the scores are.
       chosen: the setting that is drawn thick.
@@ -169,24 +169,46 @@ def parallel_coordinates(
         low, high = min(scores), max(scores)
         shares = [(x - low) / max(high - low, 1e-12) for x in scores]
         colors = matplotlib.colormaps["cividis"]
-        counts = [max(len(values) - 1, 1) for values in axes_values.values()]
         for i in np.argsort(shares, kind="stable"):
-            heights = [place / n for place, n in zip(places[i], counts, strict=True)]
             axes.plot(
-                [*heights, shares[i]],
+                [*heights[i], shares[i]],
                 color=INK if i == chosen else colors(shares[i]),
                 linewidth=2.6 if i == chosen else 1.0,
                 zorder=3 if i == chosen else 2,
             )
-        for x, values in enumerate(axes_values.values()):
-            for i, value in enumerate(values):
-                _beside(axes, x, i / counts[x], value)
-        for height, score in ((0.0, low), (1.0, high)):
-            _beside(axes, len(counts), height, number(score, 2))
-        axes.set_xticks(range(len(counts) + 1), [*axes_values, ylabel], color=INK)
-        axes.set(yticks=[], xlim=(-0.15, len(counts) + 0.35))
+        ends = [(0.0, number(low, 2)), (1.0, number(high, 2))]
+        for x, written in enumerate([*marks.values(), ends]):
+            for height, label in written:
+                _beside(axes, x, height, label)
+        axes.set_xticks(range(len(marks) + 1), [*marks, ylabel], color=INK)
+        axes.set(yticks=[], xlim=(-0.15, len(marks) + 0.35))
         axes.grid(axis="x", visible=True, color=MUTED)
         axes.spines["left"].set_visible(False)
+        return figure
+
+    return Drawing(name, caption, draw)
+
+
+def scatter(
+    name: str,
+    caption: str,
+    x: Sequence[Number],
+    y: Sequence[Number],
+    *,
+    xlabel: str,
+    ylabel: str,
+    xscale: str = "linear",
+    chosen: int | None = None,
+) -> Drawing:
+    """A dot for each setting; the chosen one is large."""
+
+    @styled
+    def draw() -> Figure:
+        figure, axes = _new_figure(3.4)
+        axes.plot(x, y, "o", color=COLORS["student"], markersize=4, alpha=0.6)
+        if chosen is not None:
+            axes.plot([x[chosen]], [y[chosen]], "D", color=INK, markersize=8)
+        axes.set(xlabel=xlabel, ylabel=ylabel, xscale=xscale)
         return figure
 
     return Drawing(name, caption, draw)

@@ -19,7 +19,7 @@
 
 Like that of `kdjax.report`, it is a dict that JSON can hold, from which tables, figures
 and page are made. Its keys: `format`, `kind` (`'sweep'`), `created`, `headline`,
-`findings`, the fields of `study.About`, `axes`, `plan`, `seconds`, and
+`findings`, the fields of `study.About`, `axes`, `fixed`, `plan`, `seconds`, and
 
 * `rows`, `baseline_rows`: every student: the fields of `sweep_rows.Row`, `errors`;
 * `cells`: every setting with a student that is done: `values`, `seeds`, `missing`
@@ -77,6 +77,7 @@ def build(about: study.About, rows: Rows, *, facts: Sequence[str] = ()) -> Repor
         **dataclasses.asdict(about),
         "digits": study.DIGITS[about.unit],
         "axes": {p: x for p, x in rows.axes.items() if p != "seed"},
+        "fixed": rows.fixed,
         "rows": [_plain(about, row) for row in rows.rows],
         "baseline_rows": [_plain(about, row) for row in rows.baseline_rows],
         "plan": rows.plan,

@@ -11,6 +11,7 @@ from kdjax.report import plots
 from kdjax.report.drawing import Drawing
 from kdjax.report.sweep_rows import text, titles
 
+MOST_VALUES = 12  # Of an axis; one of more is drawn as a continuous one.
 MOST_SLICES = 4  # Heat maps; of more, that of the setting best by validation is drawn.
 MOST_LINES = 8  # Told apart by colour, dash and marker.
 
@@ -20,11 +21,16 @@ def drawings(report: Mapping[str, Any]) -> Iterator[Drawing]:
     axes = _axes(report)
     if not axes or not report["cells"]:
         return
-    numeric = [path for path, values in axes.items() if _is_numeric(values)]
+    few = {path: values for path, values in axes.items() if len(values) <= MOST_VALUES}
+    numeric = [path for path, values in few.items() if _is_numeric(values)]
     if numeric:
-        yield _lines(report, axes, _first(numeric, "temperature"))
+        yield _lines(report, few, _first(numeric, "temperature"))
+    for path in axes.keys() - few.keys():
+        if _is_numeric(axes[path]):
+            yield _scatter(report, path)
+    if len(few) > 1:
+        yield from _heatmaps(report, few, numeric)
     if len(axes) > 1:
-        yield from _heatmaps(report, axes, numeric)
         yield _parallel(report, axes)
     curves = _curves(report)
     if curves:
@@ -117,7 +123,7 @@ def _lines(
         xlabel=names[x_path].capitalize(),
         ylabel=_unit(report),
         title=f"Over {names[x_path]}",
-        xscale="log" if min(xs) > 0 and max(xs) >= 8 * min(xs) else "linear",
+        xscale=_scale(xs),
     )
 
 
@@ -200,28 +206,84 @@ def _mean(report: Mapping[str, Any], values: Mapping[str, Any]) -> float:
     return float("nan") if cell is None else cell["test"]["mean"]
 
 
+def _scores(report: Mapping[str, Any]) -> tuple[str, list[float]]:
+    """Validation accuracies of all settings; where one has none, test results."""
+    cells = report["cells"]
+    key, title = "test", _unit(report)
+    if all(cell["validation_accuracy"] for cell in cells):
+        key, title = "validation_accuracy", "Validation accuracy (%)"
+    return title, [cell[key]["mean"] for cell in cells]
+
+
+def _chosen(report: Mapping[str, Any]) -> int | None:
+    best = report["best"]
+    return None if best is None else report["cells"].index(best)
+
+
 def _parallel(report: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> Drawing:
-    """All settings at once, by validation accuracy where there is one."""
+    """All settings at once."""
     cells, names = report["cells"], titles(list(report["axes"]))
-    chosen = None if report["best"] is None else cells.index(report["best"])
-    has_validation = all(cell["validation_accuracy"] for cell in cells)
-    key, score = "test", _unit(report)
-    if has_validation:
-        key, score = "validation_accuracy", "Validation accuracy (%)"
+    title, scores = _scores(report)
     caption = (
-        f"Each line is a setting, from its values to its mean {score[0].lower()}"
-        f"{score[1:]}; the lighter, the higher."
+        f"Each line is a setting, from its values to its mean {title[0].lower()}"
+        f"{title[1:]}; the lighter, the higher."
     )
-    if chosen is not None:
+    if report["best"] is not None:
         caption += " Thick and dark: the best by validation."
+    heights = {path: _heights(values) for path, values in axes.items()}
     return plots.parallel_coordinates(
         "parallel_coordinates",
         caption,
-        {names[path]: [text(x) for x in values] for path, values in axes.items()},
-        [[list(axes[p]).index(cell["values"][p]) for p in axes] for cell in cells],
-        [cell[key]["mean"] for cell in cells],
-        ylabel=score,
-        chosen=chosen,
+        {
+            names[path]: [(y, text(x)) for x, y in _marks(values, heights[path])]
+            for path, values in axes.items()
+        },
+        [
+            [heights[path][axes[path].index(cell["values"][path])] for path in axes]
+            for cell in cells
+        ],
+        scores,
+        ylabel=title,
+        chosen=_chosen(report),
+    )
+
+
+def _heights(values: Sequence[Any]) -> list[float]:
+    """Where values stand on an axis from 0 to 1: few evenly, many by their size."""
+    if len(values) <= MOST_VALUES or not _is_numeric(values):
+        return [i / max(len(values) - 1, 1) for i in range(len(values))]
+    array = np.asarray(values, np.float64)
+    if _scale(values) == "log":
+        array = np.log(array)
+    return ((array - array.min()) / np.ptp(array)).tolist()
+
+
+def _marks(values: Sequence[Any], heights: Sequence[float]) -> list[tuple[Any, float]]:
+    """What is written beside an axis: all of a few values, the ends of many."""
+    marks = sorted(zip(values, heights, strict=True), key=lambda mark: mark[1])
+    return marks if len(marks) <= MOST_VALUES else [marks[0], marks[-1]]
+
+
+def _scale(values: Sequence[Any]) -> str:
+    return "log" if min(values) > 0 and max(values) >= 8 * min(values) else "linear"
+
+
+def _scatter(report: Mapping[str, Any], path: str) -> Drawing:
+    """The scores of all settings over an axis of many values."""
+    name = titles(list(report["axes"]))[path]
+    title, scores = _scores(report)
+    caption = f"{title} over {name}, mean over seeds; each dot is a setting."
+    if report["best"] is not None:
+        caption += " Diamond: the best by validation."
+    return plots.scatter(
+        f"{_file(name)}_dots",
+        caption,
+        [cell["values"][path] for cell in report["cells"]],
+        scores,
+        xlabel=name.capitalize(),
+        ylabel=title,
+        xscale=_scale(report["axes"][path]),
+        chosen=_chosen(report),
     )
 
 

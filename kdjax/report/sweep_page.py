@@ -35,7 +35,7 @@ def render(report: Mapping[str, Any], drawings: Sequence[Drawing]) -> str:
 
 def label(report: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
     """The settings of a cell or a row: `temperature = 4, alpha = 0.9`."""
-    names = titles(list(report["axes"]))
+    names = titles([*report["axes"], *report["fixed"]])
     parts = [
         f"{names.get(path, path)} = {text(value)}"
         for path, value in entry["values"].items()
@@ -54,6 +54,8 @@ def main_table(report: Mapping[str, Any], *, brief: bool = False) -> Table:
     )
     if report["best"] is not None:
         note += " In the order of the mean validation accuracy, by which one chooses."
+    if report["fixed"]:
+        note += f" All with {label(report, {'values': report['fixed']})}."
     if len(cells) > most:
         note += f" The first {most} of {len(cells)} settings."
     shown = _table("Settings", report, cells[:most], note, brief=brief)

@@ -54,6 +54,7 @@ class Rows:
     Attributes:
       axes: the values that were tried, by path, in the order of the config.
       rows: one for each setting and seed.
+      fixed: values by path that the sweep set for all alike.
       baseline_rows: students without a teacher; their `values` are those axes that
         concern them, perhaps none.
       plan: how the students were shared out over programs; JSON-able.
@@ -62,6 +63,7 @@ class Rows:
 
     axes: Mapping[str, Sequence[Any]]
     rows: Sequence[Row]
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     baseline_rows: Sequence[Row] = ()
     plan: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     seconds: Mapping[str, Number] = dataclasses.field(default_factory=dict)
@@ -113,6 +115,7 @@ def parse(found: Mapping[str, Any]) -> Rows:
     rows = Rows(
         axes={path: list(values) for path, values in found["axes"].items()},
         rows=[_row(row) for row in found["rows"]],
+        fixed=found.get("fixed", {}),
         baseline_rows=[_row(row) for row in found.get("baseline_rows", ())],
         plan=found.get("plan", {}),
         seconds=found.get("seconds", {}),
@@ -171,7 +174,7 @@ def titles(paths: Sequence[str]) -> dict[str, str]:
 
 
 def text(value: Any) -> str:
-    """A value of an axis for people: `0.5`, `30`, `800-800`.
+    """A value of an axis for people: `0.5`, `30`, `800-800`, `resnet8 float32`.
 
     Examples:
       >>> from kdjax.report import sweep_rows
@@ -181,7 +184,9 @@ def text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value)
     if isinstance(value, int | float):
-        return f"{value:g}"
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return " ".join(text(x) for x in value.values()) or "none"
     if isinstance(value, list | tuple):
         return "-".join(text(x) for x in value)
     return str(value)

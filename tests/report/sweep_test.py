@@ -382,3 +382,61 @@ def test_axes_of_one_name_keep_as_much_of_their_path_as_tells_them_apart():
         "teacher.train.epochs",
         "alpha",
     ]
+
+
+def _proposed(count=20):
+    """Settings of which each has values of its own, as optuna proposes them."""
+    rng = np.random.default_rng(1)
+    values = np.exp(rng.uniform(0, 3, count)).tolist()
+    rows = [
+        {
+            "values": {"distill.temperature": t, "distill.alpha": 1 / t},
+            "seed": seed,
+            "status": "done",
+            "test_accuracy": 80 + seed,
+            "validation_accuracy": 80 + np.log(t),
+        }
+        for t in values
+        for seed in (0, 1)
+    ]
+    axes = {"distill.temperature": values, "distill.alpha": [1 / t for t in values]}
+    fixed = {"student.train.num_epochs": 3}
+    return {"axes": axes, "rows": rows, "fixed": fixed}
+
+
+def test_many_values_are_dots_on_a_scale_of_their_own(tmp_path):
+    report = _build(_proposed())
+    names = [path.stem for path in sweep.write(report, tmp_path)]
+    assert {"temperature_dots", "alpha_dots", "parallel_coordinates"} <= set(names)
+    assert not any("heat" in name or "lines" in name for name in names)
+    drawn = {d.name: d for d in sweep_figures.drawings(report)}
+    (axes,) = drawn["temperature_dots"].draw().axes
+    dots, diamond = axes.lines
+    assert len(dots.get_xdata()) == 20
+    assert diamond.get_xdata()[0] == max(dots.get_xdata())  # By construction the best.
+    (axes,) = drawn["parallel_coordinates"].draw().axes
+    for line in axes.lines:  # Log T and log 1 / T: one axis upside down.
+        first, second, score = line.get_ydata()
+        assert first == pytest.approx(1 - second)
+        assert first == pytest.approx(score)
+    page = (tmp_path / "report.html").read_text().replace("\N{NO-BREAK SPACE}", " ")
+    assert "All with num epochs = 3." in page
+
+
+def test_models_are_an_axis_too():
+    assert sweep_rows.text({"name": "resnet8", "dtype": "float32"}) == "resnet8 float32"
+    assert sweep_rows.text({}) == "none"
+    found = _found()
+    for row in (*found["rows"], *found["baseline_rows"]):
+        row["values"]["student.model"] = {
+            "name": "mlp",
+            "hidden": row["values"].pop("student.model.hidden"),
+        }
+    found["axes"]["student.model"] = [
+        {"name": "mlp", "hidden": width}
+        for width in found["axes"].pop("student.model.hidden")
+    ]
+    report = _build(found)
+    assert all(cell["gain"]["n"] == 3 for cell in report["cells"])
+    for drawn in sweep_figures.drawings(report):
+        drawn.draw()
