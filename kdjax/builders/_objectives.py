@@ -1,7 +1,8 @@
 """Objectives with their hyperparameters and adapters, from a config."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -33,6 +34,7 @@ class Built(NamedTuple):
       hparams: schedules of its numbers.
       adapters: what is trained beside the student.
       teacher_taps: the teacher's features that it reads, each once.
+      terms: what it is the sum of.
       staged: whether soft and hard term begin later than the others, so that the first
         stage may leave some of the student without a gradient.
     """
@@ -41,14 +43,15 @@ class Built(NamedTuple):
     hparams: dict[str, Any]
     adapters: dict[str, features.Adapter]
     teacher_taps: tuple[str, ...] = ()
+    terms: Mapping[str, Term] = MappingProxyType({})
     staged: bool = False
 
 
 def label_objective(train: ConfigDict) -> Built:
     """Labels alone: how a teacher and a baseline are trained."""
     hparams = {"label_smoothing": schedules.Constant(train.label_smoothing)}
-    objective = weighted_sum({"hard": Term(_hard, lambda values: 1.0)})
-    return Built(objective, hparams, {})
+    terms = {"hard": Term(_hard, lambda values: 1.0)}
+    return Built(weighted_sum(terms), hparams, {}, terms=terms)
 
 
 def distill_objective(
@@ -87,7 +90,12 @@ def distill_objective(
         }
         hparams[f"{name}.epoch"] = schedules.Linear(0.0, train.num_epochs, num_steps)
     return Built(
-        weighted_sum(terms), hparams, adapters, tuple(dict.fromkeys(taps)), staged
+        weighted_sum(terms),
+        hparams,
+        adapters,
+        tuple(dict.fromkeys(taps)),
+        terms,
+        staged,
     )
 
 
