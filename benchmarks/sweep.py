@@ -91,7 +91,7 @@ def compare(name: str, count: int, rounds: int) -> dict[str, Any]:
     )
     single = _single(experiment, group)
     rates: dict[str, list[float]] = {"vmap": [], "loop": [], "single": []}
-    entries = {}
+    entries: dict[str, Any] = {}
     for _ in range(rounds):
         for form in ("vmap", "loop"):
             options = experiment.options
@@ -138,11 +138,11 @@ def _config(name: str, count: int, path: pathlib.Path) -> Any:
 
 def _write_noise(path: pathlib.Path, shape: Sequence[int]) -> None:
     rng = np.random.default_rng(0)
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for split, size in (("train", NUM_EXAMPLES), ("test", BATCH)):
         pixels = rng.integers(0, 256, (size, *shape), np.uint8)
         arrays |= {f"{split}_images": pixels, f"{split}_labels": np.arange(size) % 10}
-    np.savez(path, **arrays)
+    np.savez(path, allow_pickle=False, **arrays)
 
 
 class _Blank:
@@ -161,7 +161,7 @@ def _single(
     cache: Any = _Blank(group.cache)
     training = experiment.offline.student_training(0, {}, cache)
     count = min(training.steps_per_dispatch, training.steps_per_epoch)
-    program = training.programs(count)
+    program: Any = training.programs(count)
     state = training.parallel.replicate(training.init())
     arguments = training.parallel.replicate((training.constants, training.hparams))
     inputs = next(training.loader.inputs(0))
@@ -271,7 +271,7 @@ def _torch_resnet20() -> Any:
 
 
 def _summary(name: str, rates: Sequence[float]) -> dict[str, Any]:
-    low, _, high = statistics.quantiles(rates) if len(rates) > 1 else rates * 3
+    low, _, high = np.percentile(rates, (25, 50, 75)).tolist()
     return {
         name: round(statistics.median(rates), 1),
         f"{name}_spread": [round(low, 1), round(high, 1)],

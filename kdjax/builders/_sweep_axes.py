@@ -118,13 +118,15 @@ def points(config: ConfigDict, axes: Axes) -> list[Point]:
 def make(config: ConfigDict, values: Mapping[str, Any]) -> Point:
     """A student's config; raises `UserError` if it can't have these values."""
     own = {path: value for path, value in values.items() if path != SEED}
+    if not isinstance(values[SEED], int):
+        raise UserError(f"Expected seeds to be whole numbers, got {values[SEED]!r}.")
     changed = config.copy_and_resolve_references()
     for path, value in own.items():
         _set(changed, path, value)
-    changed.seeds = (int(values[SEED]),)
+    changed.seeds = (values[SEED],)
     changed.sweep = ()
     check(changed)
-    return Point(own, int(values[SEED]), changed)
+    return Point(own, values[SEED], changed)
 
 
 def without_teacher(config: ConfigDict, points: Sequence[Point]) -> list[Point]:

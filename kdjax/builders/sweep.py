@@ -112,7 +112,7 @@ class Options:
     form: str
     max_students: int
     max_gigabytes: float
-    rungs: Sequence[float]
+    rungs: Sequence[int | float]
     keep: float
     trials: int
     trials_at_once: int

@@ -6,7 +6,8 @@ The stages leave in the work directory:
       teacher/           as offline distillation leaves it,
       cache/               and further ones where students see other views
       sweep/             plan.json, rows.json, rows.csv
-        student0/        the students of a program: checkpoints, metrics, results
+        student0/        the students of a program: checkpoints, metrics, results, in
+                           until<steps>/chunk0/ and so on
         baseline0/       the same without a teacher
       report/            report.html, report.json, rows.csv, figures
 """

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 
 from kdjax.builders.sweep import Group, Options
+from kdjax.sweep import programs
 from kdjax.sweep.trainer import Chunk, Trainer, chunks
 from kdjax.types import UserError
 
@@ -28,11 +29,13 @@ class Measured(NamedTuple):
       seconds: a step of one student takes, the students being many.
       compile_seconds: until the first call was done.
       peak_bytes: of memory.
+      state_bytes: of it, what each further student adds to a loop.
     """
 
     seconds: float
     compile_seconds: float
     peak_bytes: int
+    state_bytes: int
 
 
 def make(
@@ -145,10 +148,9 @@ def _fit(
         if found is None:
             fits = max(size // 2, 1)
         else:
-            # The first students of a loop take what all share, too.
-            whole = found.peak_bytes * (most / size if form == "vmap" else 1)
+            whole = found.peak_bytes + (most - size) * found.state_bytes
             if not limit or whole <= limit:
-                return most, found._replace(peak_bytes=int(whole))
+                return most, found._replace(peak_bytes=whole)
             fits = max(int(most * limit / whole), 1)
         if most == 1:
             raise UserError(
@@ -168,10 +170,11 @@ def _measure(trainer: Trainer, chunk: Chunk, limit: float) -> Measured | None:
         state = training.parallel.replicate(training.init())
         arguments = training.parallel.replicate((training.constants, training.hparams))
         inputs = next(training.loader.inputs(0))
+        state_bytes = programs.count_bytes(state) // len(chunk.rows)
         started = time.monotonic()
         peak = program.peak_bytes(state, *arguments, inputs)
         if limit and peak > limit and len(chunk.rows) > 1:
-            return Measured(float("inf"), 0.0, peak)
+            return Measured(float("inf"), 0.0, peak, 0)
         state, _ = jax.block_until_ready(program(state, *arguments, inputs))
         compile_seconds = time.monotonic() - started
         calls, started = 0, time.monotonic()
@@ -184,7 +187,7 @@ def _measure(trainer: Trainer, chunk: Chunk, limit: float) -> Measured | None:
             raise
         return None
     seconds = (time.monotonic() - started) / calls / count / len(chunk.rows)
-    return Measured(seconds, compile_seconds, peak)
+    return Measured(seconds, compile_seconds, peak, state_bytes)
 
 
 def _duration(seconds: float) -> str:

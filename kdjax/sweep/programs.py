@@ -193,7 +193,7 @@ class _Loop:
             self._train,
             *(state.each[0], state.stopped[0], teacher, batches[0], schedules[0]),
         )
-        return one + sum(_bytes(x) for x in (state.each[1:], batches[1:], inputs))
+        return one + sum(count_bytes(x) for x in (state.each[1:], batches[1:], inputs))
 
 
 class _Means(Mapping[str, Any]):
@@ -232,7 +232,7 @@ def _first(which: Sequence[int]) -> range:
 def _peak_bytes(program: Any, *arguments: Any) -> int:
     found = program.lower(*arguments).compile().memory_analysis()
     if found is None:  # Not every backend says.
-        return _bytes(arguments)
+        return count_bytes(arguments)
     return (
         found.argument_size_in_bytes
         + found.output_size_in_bytes
@@ -241,6 +241,7 @@ def _peak_bytes(program: Any, *arguments: Any) -> int:
     )
 
 
-def _bytes(tree: Any) -> int:
+def count_bytes(tree: Any) -> int:
+    """The size of all arrays of a tree."""
     # A typed key has no size of its own.
     return sum(getattr(x, "nbytes", 0) for x in jax.tree.leaves(tree))

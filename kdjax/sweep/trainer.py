@@ -11,7 +11,7 @@ import numpy as np
 
 from kdjax import metric_writers, metrics, students
 from kdjax.builders.sweep import Experiment, Group, Stored
-from kdjax.checkpoints import Checkpoints
+from kdjax.checkpoints import BEST_METRIC, Checkpoints
 from kdjax.data import sources
 from kdjax.steps import make_predict_step
 from kdjax.sweep import pool, programs
@@ -20,7 +20,7 @@ from kdjax.training import Training, fit, predict_split
 from kdjax.types import Variables
 from kdjax.workdir import begin, finish
 
-VALIDATION = "validation_accuracy/"  # And the row: a column of metrics.jsonl.
+VALIDATION = f"{BEST_METRIC}/"  # And the row: a column of metrics.jsonl.
 
 
 class Chunk(NamedTuple):
@@ -234,19 +234,19 @@ class Trainer:
         found: dict[str, dict[str, Any]] = {}
         stopped = [int(x) for x in np.asarray(jax.device_get(state.stopped)).ravel()]
         for row, own, frozen in zip(chunk.rows, logits, stopped, strict=True):
-            result: dict[str, Any] = {
-                "stopped": frozen,
-                "test_accuracy": 100 * float(metrics.accuracy(own, labels)),
-                "test_nll": float(metrics.negative_log_likelihood(own, labels)),
-                "ece": 100 * float(metrics.expected_calibration_error(own, labels)),
-                "curve": curves.get(row, []),
+            scores = {
+                "test_accuracy": 100 * metrics.accuracy(own, labels),
+                "test_nll": metrics.negative_log_likelihood(own, labels),
+                "ece": 100 * metrics.expected_calibration_error(own, labels),
             }
             if self._teacher_logits is not None:
                 agreed = metrics.agreement(own, self._teacher_logits)
-                result["agreement"] = 100 * float(agreed)
+                scores["agreement"] = 100 * agreed
             if held_out:
-                accuracy = 100 * held_out[f"{VALIDATION}{row}"]
-                result["validation_accuracy"] = accuracy
+                scores[BEST_METRIC] = 100 * held_out[f"{VALIDATION}{row}"]
+            # What diverged may have no finite ones.
+            finite = {k: float(x) for k, x in scores.items() if np.isfinite(x)}
+            result = {"stopped": frozen, "curve": curves.get(row, []), **finite}
             found.setdefault(str(row), result)
         return found
 
