@@ -1,6 +1,7 @@
 """Figures of studies: lines, dots, heat maps and sheets of images."""
 
 import functools
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -67,7 +68,7 @@ def lines(
         figure, axes = _new_figure(3.8)
         places = {one.label: i for i, one in enumerate(series)}
         for i, one in enumerate(series):
-            _series(axes, places.get(one.level_of, i), one)
+            _series(axes, places[one.level_of] if one.level_of else i, one)
         axes.set(xlabel=xlabel, ylabel=ylabel, xscale=xscale, yscale=yscale)
         _set_ticks(axes, sorted({x for one in series for x in one.x}), xscale)
         axes.set_title(title)
@@ -311,7 +312,9 @@ def _legend_below(figure: Figure, axes: Axes) -> None:
 @styled
 def _dots(report: Mapping[str, Any], unit: str) -> Figure:
     arms = report["arms"]
-    figure, axes = _new_figure(1.2 + 0.34 * len(arms))
+    titles = [textwrap.fill(arm["title"], 34) for arm in arms]
+    height = max(0.34, *(0.2 * (title.count("\n") + 1) for title in titles))
+    figure, axes = _new_figure(1.2 + height * len(arms))
     for row, arm in enumerate(arms):
         compared = arm["against"] is not None
         color = COLORS["student"] if compared else MUTED
@@ -338,7 +341,7 @@ def _dots(report: Mapping[str, Any], unit: str) -> Figure:
                 linewidth=1.2,
                 zorder=1,
             )
-    axes.set_yticks(range(len(arms)), [arm["title"] for arm in arms])
+    axes.set_yticks(range(len(arms)), titles)
     axes.set_ylim(len(arms) - 0.5, -0.5)
     axes.set(xlabel=unit)
     axes.grid(axis="y", visible=False)

@@ -308,7 +308,7 @@ def _curves(report: Mapping[str, Any]) -> list[plots.Series]:
 def _curve(
     label: str, values: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
 ) -> plots.Series | None:
-    """The mean curve of the rows that are done, at the epochs that all of them have."""
+    """The curves of the rows that are done, at the epochs that all of them have."""
     mine = [
         dict(row["curve"])
         for row in rows
@@ -317,4 +317,6 @@ def _curve(
     if not mine:
         return None
     epochs = sorted(set.intersection(*(set(curve) for curve in mine)))
+    if len(epochs) < 2:
+        return None
     return plots.Series(label, epochs, [[curve[e] for e in epochs] for curve in mine])

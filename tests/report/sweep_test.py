@@ -268,9 +268,14 @@ def test_lines_over_temperature_are_by_width_at_the_chosen_alpha():
             and cell["values"]["distill.alpha"] == alpha
         ]
         assert any(y == pytest.approx(means) for y in drawn)
-    levels = [baseline["test"]["mean"] for baseline in report["baselines"]]
-    for level in levels:
+    for level in (baseline["test"]["mean"] for baseline in report["baselines"]):
         assert any(y == pytest.approx([level] * 3) for y in drawn)
+    # The level without a teacher has the colour of its width, and widths differ.
+    shown = {line.get_label(): line for line in axes.lines}
+    colors = [shown[f"hidden = {width[0]}"].get_color() for width in WIDTHS]
+    assert len(set(colors)) == 2
+    dotted = [line.get_color() for line in axes.lines if line.get_linestyle() == ":"]
+    assert dotted == colors
 
 
 def test_a_seed_that_is_not_done_leaves_a_gap_and_not_a_mean():
