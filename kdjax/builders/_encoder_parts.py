@@ -22,7 +22,7 @@ from kdjax.builders._objectives import (
 from kdjax.builders._roles import Role, run_teacher
 from kdjax.builders._terms import Setting
 from kdjax.builders._trainings import Trainings
-from kdjax.data import text
+from kdjax.data import text, text_sources
 from kdjax.data.text import Texts
 from kdjax.training import Training, scores
 from kdjax.types import Batch, Outputs, UserError, Values, Variables
@@ -49,6 +49,34 @@ class Corpora:
     corpus: Texts
     vocabulary: str
     vocabulary_size: int
+
+
+def read(config: ConfigDict) -> Corpora:
+    """All texts of a config, and the tokenizer's vocabulary."""
+    section, dataset = config.encoders, config.dataset
+    written = text_sources.read(
+        dataset.name, dataset.path, validation=dataset.validation
+    )
+    corpus: tuple[str, ...] = ()
+    if section.corpus and section.general.train.num_epochs:
+        corpus = text_sources.read_corpus(section.corpus)
+    made = text_sources.tokenizer(
+        section.tokenizer, (*written.train.texts, *corpus), section.vocabulary_size
+    )
+    names, longest = written.class_names, section.lengths[-1]
+    unlabelled = text_sources.Labelled(corpus, (names[0],) * len(corpus))
+
+    def tokenized(split: text_sources.Labelled) -> Texts:
+        return text_sources.tokenize(made, split, names, longest)
+
+    return Corpora(
+        train=tokenized(written.train),
+        validation=tokenized(written.validation),
+        test=tokenized(written.test),
+        corpus=tokenized(unlabelled),
+        vocabulary=text_sources.digest(made),
+        vocabulary_size=made.get_vocab_size(),
+    )
 
 
 def encoder(
@@ -85,8 +113,9 @@ def of_texts(train_step: steps.TrainStep) -> steps.TrainStep:
 
     def step(state, teacher_variables, batch, hparams):
         inputs = text.inputs_of(batch)
-        rest = {name: x for name, x in batch.items() if name != "tokens"}
-        return train_step(state, teacher_variables, {**rest, "image": inputs}, hparams)
+        seen: Any = {k: x for k, x in batch.items() if k != "tokens"}
+        seen["image"] = inputs
+        return train_step(state, teacher_variables, seen, hparams)
 
     return step
 
@@ -187,6 +216,8 @@ class EncoderParts:
             seed,
             extras=extras,
             place=devices.shard,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
         )
         rates = optimizer_hparams(role.train, loader.steps_per_epoch)
         hparams = {**rates, **role.built.hparams}
@@ -246,4 +277,4 @@ def _begin_at(state: steps.TrainState, start: Variables) -> steps.TrainState:
     own = jax.tree.map(lambda x: jnp.array(x, copy=True), dict(start["params"]))
     params = {**state.params, **own}
     ema = None if state.ema_params is None else jax.tree.map(jnp.copy, params)
-    return state.replace(params=params, ema_params=ema)
+    return dataclasses.replace(state, params=params, ema_params=ema)

@@ -10,11 +10,10 @@ from ml_collections import ConfigDict
 
 from kdjax import features, fingerprints, networks, parallel, pretrained, steps
 from kdjax.builders._checks import check, expect, plain
-from kdjax.builders._encoder_parts import HEADS, Corpora, EncoderParts, encoder
+from kdjax.builders._encoder_parts import HEADS, EncoderParts, encoder, read
 from kdjax.builders._layer_maps import MAPS, mapped
 from kdjax.builders._starts import digests
 from kdjax.builders._trainings import Trainings
-from kdjax.data import text_sources
 from kdjax.data.text import Texts
 from kdjax.training import Training
 from kdjax.types import UserError, Variables
@@ -190,7 +189,7 @@ def _trained(config: ConfigDict) -> dict[str, ConfigDict]:
 
 def _assemble(config: ConfigDict) -> EncoderParts:
     devices = parallel.create(config.parallel)
-    corpora = _read(config)
+    corpora = read(config)
     longest = config.encoders.lengths[-1]
     nets = {
         role: encoder(config[role], corpora, longest, devices)
@@ -209,27 +208,8 @@ def _assemble(config: ConfigDict) -> EncoderParts:
                 f"there are, got {section.train.batch_size}."
             )
     trainings = Trainings(config, devices)
-    return EncoderParts(config, corpora, *nets.values(), trainings, predict)
-
-
-def _read(config: ConfigDict) -> Corpora:
-    section, dataset = config.encoders, config.dataset
-    written = text_sources.read(
-        dataset.name, dataset.path, validation=dataset.validation
-    )
-    corpus: tuple[str, ...] = ()
-    if section.corpus and section.general.train.num_epochs:
-        corpus = text_sources.read_corpus(section.corpus)
-    made = text_sources.tokenizer(
-        section.tokenizer, (*written.train.texts, *corpus), section.vocabulary_size
-    )
-    names, longest = written.class_names, section.lengths[-1]
-    unlabelled = text_sources.Labelled(corpus, (names[0],) * len(corpus))
-    splits = written.train, written.validation, written.test, unlabelled
-    return Corpora(
-        *(text_sources.tokenize(made, split, names, longest) for split in splits),
-        vocabulary=text_sources.digest(made),
-        vocabulary_size=made.get_vocab_size(),
+    return EncoderParts(
+        config, corpora, nets["teacher"], nets["student"], trainings, predict
     )
 
 

@@ -132,7 +132,9 @@ class TextLoader:
       seed: of the order.
       extras: further arrays `[N, ...]` to gather into the batch, by name: a teacher's
         logits.
-      place: puts the rows of a batch on the devices.
+      place: puts this process's rows of a batch on the devices.
+      process_index: of this process, which gathers its contiguous share of the batch.
+      process_count: of all that train together.
     """
 
     def __init__(
@@ -144,11 +146,15 @@ class TextLoader:
         *,
         extras: Mapping[str, np.ndarray] | None = None,
         place: Callable[[Any], Any] = jax.device_put,
+        process_index: int = 0,
+        process_count: int = 1,
     ):
         self.steps_per_epoch = order.steps_per_epoch(len(texts), batch_size)
         self._texts = texts
         self._extras = dict(extras or {})
         self._place = place
+        size = batch_size // process_count
+        self._share = slice(process_index * size, (process_index + 1) * size)
         self._plan = functools.partial(
             plan, texts.lengths, tuple(lengths), batch_size, seed=seed
         )
@@ -157,7 +163,8 @@ class TextLoader:
         """The rows of each step; their shapes are those of its bucket."""
         first, position = order.locate(start_step, self.steps_per_epoch)
         for epoch in itertools.count(first):
-            for length, ids in self._plan(epoch=epoch)[position:]:
+            for length, whole in self._plan(epoch=epoch)[position:]:
+                ids = whole[self._share]
                 rows = self._texts.rows(ids, length)
                 extras = {name: x[ids] for name, x in self._extras.items()}
                 yield self._place({**rows, **extras, "example_id": ids})

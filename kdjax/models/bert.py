@@ -126,7 +126,8 @@ class Block(nn.Module):
         inner = {
             name: dense(dim, name=name)(x) for name in ("queries", "keys", "values")
         }
-        attended, inner["scores"] = self._attend(*inner.values(), mask)
+        q, k, v = inner.values()
+        attended, inner["scores"] = self._attend(q, k, v, mask)
         attended = dense(dim, name="attended")(attended)
         x = _norm(self.dtype, "attended_norm")(x + self.drop(attended))
         hidden = nn.gelu(dense(self.hidden, name="hidden")(x), approximate=False)

@@ -103,3 +103,14 @@ def test_logits_come_in_the_order_of_the_texts(texts):
 def test_a_batch_larger_than_the_set_is_refused(texts):
     with pytest.raises(ValueError, match="batch_size"):
         text.TextLoader(texts, BUCKETS, 14, 0)
+
+
+def test_processes_share_a_batch(texts):
+    def rows(**share):
+        loader = text.TextLoader(texts, BUCKETS, 4, 0, place=lambda x: x, **share)
+        return next(loader.inputs(0))
+
+    shares = [rows(process_index=i, process_count=2) for i in range(2)]
+    for name, whole in rows().items():
+        together = np.concatenate([share[name] for share in shares])
+        np.testing.assert_array_equal(together, whole)
