@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.traverse_util
 import jax
@@ -12,6 +12,28 @@ import numpy as np
 from flax import linen as nn
 
 from kdjax.types import ApplyFn, Outputs, Variables
+
+
+class Normalization(NamedTuple):
+    """What a model expects to be done to pixels; see `from_linen`."""
+
+    mean: Sequence[float]
+    std: Sequence[float]
+    reverse_channels: bool = False
+
+
+# As the weights of others were trained with.
+NORMALIZATIONS = {
+    # torchvision, and most of timm.
+    "imagenet": Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    # To [-1, 1]: ViT of timm.
+    "symmetric": Normalization((0.5,) * 3, (0.5,) * 3),
+    "efficientnet_lite": Normalization((127 / 255,) * 3, (128 / 255,) * 3),
+    # Bytes less their mean, blue before red: ResNet and VGG of Keras.
+    "caffe": Normalization(
+        (123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255,) * 3, True
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,9 +129,21 @@ def from_linen(
 
 
 def _resized(images: jax.Array, side: int) -> jax.Array:
-    """Square images `[B, side, side, C]`, without a word on how many there are."""
-    shape = (side, side, images.shape[-1])
-    return jax.vmap(lambda image: jax.image.resize(image, shape, "linear"))(images)
+    """Square images `[B, side, side, C]`, by two products with constant matrices.
+
+    Exporters know these for a batch of any size, unlike `jax.image.resize`.
+    """
+    rows, columns = (_interpolation(size, side) for size in images.shape[1:3])
+    images = jnp.einsum("yh,bhwc->bywc", rows, images, precision="highest")
+    return jnp.einsum("xw,bywc->byxc", columns, images, precision="highest")
+
+
+def _interpolation(old: int, new: int) -> np.ndarray:
+    """Weights `[new, old]`: a triangle as wide as the larger pixels are."""
+    centres = (np.arange(new)[:, None] + 0.5) * old / new
+    distances = np.abs(np.arange(old) + 0.5 - centres)
+    weights = np.maximum(1 - distances / max(old / new, 1), 0)
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def of_tokens(

@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from kdjax.builders._networks import NORMALIZATIONS
+from kdjax.networks import NORMALIZATIONS
 from kdjax.types import UserError
 
 CHOICES = {

@@ -8,17 +8,8 @@ from ml_collections import ConfigDict
 
 from kdjax import models, networks, optimizers, parallel
 from kdjax.data import sources
+from kdjax.networks import NORMALIZATIONS, Normalization
 from kdjax.types import UserError
-
-# Mean and standard deviation of red, green and blue in units of [0, 1], as the weights
-# of others were trained with.
-NORMALIZATIONS = {
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # torchvision, timm.
-    "symmetric": ((0.5,) * 3, (0.5,) * 3),  # To [-1, 1]: ViT of timm.
-    "efficientnet_lite": ((127 / 255,) * 3, (128 / 255,) * 3),
-    # Bytes less the mean, blue before red: ResNet and VGG of Keras.
-    "caffe": ((123.68 / 255, 116.779 / 255, 103.939 / 255), (1 / 255,) * 3),
-}
 
 
 def network(
@@ -43,29 +34,24 @@ def network(
         axis_name=devices.axis_name,
         **arguments,
     )
-    mean, std = _statistics(config.normalize, source)
     return networks.from_linen(
         change(module),
         name=config.model.name,
         image_shape=source.image_shape,
         num_classes=source.num_classes,
-        mean=mean,
-        std=std,
-        reverse_channels=config.normalize == "caffe",
+        **_normalization(config.normalize, source)._asdict(),
         resize=config.resize,
     )
 
 
-def _statistics(
-    normalize: str, source: sources.Source
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation by channel, of pixels in [0, 1]."""
+def _normalization(normalize: str, source: sources.Source) -> Normalization:
+    """By its name: of the data, of none, or of others' weights."""
     channels = source.image_shape[-1]
     if normalize == "dataset":
         mean, std = sources.channel_statistics(source)
-        return tuple(mean.tolist()), tuple(std.tolist())
+        return Normalization(mean.tolist(), std.tolist())
     if normalize == "unit":
-        return (0.0,) * channels, (1.0,) * channels
+        return Normalization((0.0,) * channels, (1.0,) * channels)
     if channels != 3:
         raise UserError(
             f"Expected images of 3 channels for normalize={normalize!r}, got "

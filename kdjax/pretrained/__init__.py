@@ -141,7 +141,7 @@ def save_safetensors(
       model: its name, for the file's metadata; see `load`'s messages.
     """
     temporary = path.with_name("tmp-" + path.name)
-    arrays = {k: np.ascontiguousarray(x) for k, x in _flatten(variables).items()}
+    arrays = {k: np.asarray(x, order="C") for k, x in _flatten(variables).items()}
     metadata = {"format": "kdjax"} | ({} if model is None else {"model": model})
     safetensors.numpy.save_file(arrays, temporary, metadata)
     temporary.replace(path)

@@ -156,7 +156,8 @@ class _Tensor(NamedTuple):
             return np.zeros(self.size, flat.dtype)
         strides = [s * flat.itemsize for s in self.stride]
         window = flat[self.offset :]
-        return np.array(np.lib.stride_tricks.as_strided(window, self.size, strides))
+        view = np.lib.stride_tricks.as_strided(window, self.size, strides)
+        return np.array(view, order="C")  # Some writers take any order for this.
 
 
 class _Uncallable(type):

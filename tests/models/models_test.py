@@ -17,7 +17,7 @@ from kdjax.types import UserError
 
 # Trainable parameters for ten classes (LeNet, gray 28x28), 100 (CIFAR) or 1000.
 # T: as torchvision publishes with its weights. R: as RepDistiller, the code of Tian et
-# al. 2020, has. D: as timm has of DeiT. By hand:
+# al. 2020, has. D: as timm has of DeiT and EfficientNet-Lite. By hand:
 # * LeNet-5: 156 + 2,416 + 48,120 + 10,164 + 850, as LeCun et al. but with all maps
 #   connected; half: 78 + 608 + 12,060 + 2,562 + 430.
 # * ResNet of depth 6 n + 2: stem 464, first blocks 4,672 + 14,528 + 57,728 (with 1x1
@@ -27,6 +27,7 @@ from kdjax.types import UserError
 #   6,500; WRN-40-1 has four more blocks a stage: + 4 * 97,216.
 # * VGG: biased convolutions. From 13 to 16 to 19: + 590,592 + 2 * 2,360,832 each; 11
 #   is 13 less 37,056 and 147,840.
+# * ResNet-50 of Keras: T, and a bias for each of the 26,560 features of convolutions.
 # * ResNets of CIFAR: T, less 64 * 3 * (49 - 9) in the stem and 900 rows of 513 (or
 #   2,049) in the classifier. ShuffleNetV2: T, less 24 * 3 * (9 - 1) and 900 * 1,025.
 PARAMETERS = {
@@ -65,14 +66,45 @@ PARAMETERS = {
     "resnet18": 11_689_512,  # T
     "resnet34": 21_797_672,  # T
     "resnet50": 25_557_032,  # T
+    "resnet101": 44_549_160,  # T
+    "resnet152": 60_192_808,  # T
+    "resnet50_keras": 25_583_592,
+    "vgg11_imagenet": 132_863_336,  # T
+    "vgg13_imagenet": 133_047_848,  # T
+    "vgg16_imagenet": 138_357_544,  # T
+    "vgg19_imagenet": 143_667_240,  # T
+    "vgg11_bn_imagenet": 132_868_840,  # T
+    "vgg13_bn_imagenet": 133_053_736,  # T
+    "vgg16_bn_imagenet": 138_365_992,  # T
+    "vgg19_bn_imagenet": 143_678_248,  # T
     "mobilenet_v2": 3_504_872,  # T
+    "mobilenet_v3_small": 2_542_856,  # T
+    "mobilenet_v3_large": 5_483_032,  # T
+    "efficientnet_lite0": 4_652_008,  # D
+    "efficientnet_lite1": 5_416_680,  # D
+    "efficientnet_lite2": 6_092_072,  # D
+    "efficientnet_lite3": 8_197_096,  # D
+    "efficientnet_lite4": 13_006_568,  # D
     "shufflenet_v2": 2_278_604,  # T
+    "shufflenet_v2_x0_5": 1_366_792,  # T
+    "shufflenet_v2_x1_5": 3_503_624,  # T
+    "shufflenet_v2_x2_0": 7_393_996,  # T
     "vit_tiny": 5_717_416,  # D
     "vit_small": 22_050_664,  # D
     "vit_base": 86_567_656,  # D
+    "deit_tiny": 5_910_800,  # D
+    "deit_small": 22_436_432,  # D
+    "deit_base": 87_338_192,  # D
 }
 IMAGENET = ("resnet18", "resnet34", "resnet50", "mobilenet_v2", "shufflenet_v2")
 TRANSFORMERS = ("vit_tiny", "vit_small", "vit_base")
+# Others of the same families, larger, and of ImageNet too.
+LARGER = tuple(PARAMETERS)[tuple(PARAMETERS).index("resnet101") :]
+LARGER = tuple(x for x in LARGER if x not in IMAGENET + TRANSFORMERS)
+SIZES = [
+    pytest.param(name, marks=pytest.mark.slow if name in LARGER else ())
+    for name in PARAMETERS
+]
 
 # Logits of PyTorch 2.13 in float32 for one 40x32 image and parameters that depend on
 # their shape alone (`noise`): of torchvision 0.29's models, and below the line of
@@ -94,7 +126,7 @@ def task(name):
     """The image shape and number of classes that a model is for."""
     if name.startswith(("mlp", "cnn", "lenet")):
         return (28, 28, 1), 10
-    large = name in IMAGENET + TRANSFORMERS
+    large = name in IMAGENET + TRANSFORMERS + LARGER
     return ((224, 224, 3), 1000) if large else ((32, 32, 3), 100)
 
 
@@ -120,14 +152,14 @@ def test_every_model_is_in_the_table_of_sizes():
     assert models.MODELS.keys() == PARAMETERS.keys()
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("name", SIZES)
 def test_number_of_parameters(name):
     variables, *_ = shapes_of(name, *task(name), jnp.bfloat16)
     sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"])]
     assert sum(sizes) == PARAMETERS[name]
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", SIZES)
 def test_bfloat16_is_only_for_activations(name):
     variables, logits, features = shapes_of(name, *task(name), jnp.bfloat16)
     for leaf in jax.tree.leaves(variables):
@@ -135,7 +167,7 @@ def test_bfloat16_is_only_for_activations(name):
     assert logits.shape == (4, task(name)[1])
     assert logits.dtype == jnp.float32
     for feature, value in features.items():
-        expected = jnp.float32 if feature == "pooled" else jnp.bfloat16
+        expected = jnp.float32 if feature.startswith("pooled") else jnp.bfloat16
         assert value.dtype == expected, feature
 
 
@@ -160,6 +192,7 @@ def test_small_images(name):
     [
         *("mlp", "resnet8", "wrn_16_1", "vgg8", "resnet18", "resnet50"),
         *("mobilenet_v2", "shufflenet_v1_cifar", "shufflenet_v2"),
+        *("mobilenet_v3_small", "efficientnet_lite0"),
     ],
 )
 def test_the_axis_name_and_dtype_reach_every_layer(name):
@@ -204,8 +237,15 @@ RESOLUTIONS = {
     "resnet50": (112, 56, 28, 14, 7),
     "mobilenet_v2": (112, 56, 28, 14, 7),
     "shufflenet_v2": (112, 28, 14, 7),
+    "mobilenet_v3_small": (112, 56, 28, 14, 7),
+    "efficientnet_lite0": (112, 56, 28, 14, 7),
 }
-NO_PREACT = ("mobilenet_v2", "mobilenet_v2_half_cifar")
+NO_PREACT = (
+    "mobilenet_v2",
+    "mobilenet_v2_half_cifar",
+    "mobilenet_v3_small",
+    "efficientnet_lite0",
+)
 
 
 @pytest.mark.parametrize("name", RESOLUTIONS)
@@ -309,7 +349,9 @@ def test_training_and_evaluation(name):
 def test_unknown_model():
     with pytest.raises(UserError, match=r"got 'resnet_20': did you mean .*resnet20"):
         models.create("resnet_20", num_classes=10)
-    with pytest.raises(UserError, match=r"did you mean mlp, cnn, lenet5, .*, vit_base"):
+    with pytest.raises(
+        UserError, match=r"did you mean mlp, cnn, lenet5, .*, deit_base"
+    ):
         models.create("?", num_classes=10)
 
 
@@ -341,7 +383,8 @@ def test_arguments_reach_the_model():
         (models.CifarResNet(10, depth=21), r"6 n \+ 2, got 21"),
         (models.WideResNet(10, depth=17), r"6 n \+ 4, got 17"),
         (models.VGG(10, depth=12), r"\[8, 11, 13, 16, 19\], got 12"),
-        (models.ResNet(10, depth=101), r"\[18, 34, 50\], got 101"),
+        (models.ResNet(10, depth=56), r"\[18, 34, 50, 101, 152\], got 56"),
+        (models.ResNet(10, depth=18, keras=True), r"keras=False and .* got True"),
     ],
 )
 def test_impossible_depth(module, expected):

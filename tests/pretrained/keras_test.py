@@ -249,7 +249,7 @@ def test_a_manifest_that_lies_is_a_sentence(tmp_path, change, message):
 def test_another_file_is_a_sentence(tmp_path, content):
     path = tmp_path / "model.json"
     path.write_bytes(content)
-    with pytest.raises(UserError, match="Expected a Keras model of TensorFlow.js"):
+    with pytest.raises(UserError, match=r"Expected a Keras model of TensorFlow\.js"):
         tfjs_files.read(path)
 
 

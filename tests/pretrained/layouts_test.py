@@ -64,6 +64,30 @@ def vgg_torchvision(counts):
     yield "classifier.5", "Dense"
 
 
+def vgg_original(counts):
+    place = 0
+    for count in counts:
+        for _ in range(count):
+            yield f"features.{place}", "Conv"
+            place += 2
+        place += 1  # Max-pooling.
+    for place in (0, 3, 6):
+        yield f"classifier.{place}", "Dense"
+
+
+def efficientnet_lite(counts):
+    """Of efficientnet-lite-pytorch."""
+    yield from unit("_conv_stem", "_bn0")
+    for block in range(sum(counts)):
+        prefix = f"_blocks.{block}._"
+        if block:
+            yield from unit(f"{prefix}expand_conv", f"{prefix}bn0")
+        yield from unit(f"{prefix}depthwise_conv", f"{prefix}bn1")
+        yield from unit(f"{prefix}project_conv", f"{prefix}bn2")
+    yield from unit("_conv_head", "_bn1")
+    yield "_fc", "Dense"
+
+
 def mobilenet_torchvision():
     yield from unit("features.0.0", "features.0.1")
     for block in range(1, 18):
@@ -174,6 +198,22 @@ FAMILIES = {
             "classifier.5": "Dense_1",
         },
     ),
+    "vgg11_imagenet": (
+        {},
+        vgg_original((1, 1, 2, 2, 2)),
+        {"features.18": "Conv_7", "classifier.0": "Dense_0", "classifier.6": "Dense_2"},
+    ),
+    "efficientnet_lite0": (
+        {},
+        efficientnet_lite((1, 2, 2, 3, 3, 4, 1)),
+        {
+            "_conv_head": "Conv_1",
+            "_blocks.0._project_conv": "InvertedResidual_0/Conv_1",
+            "_blocks.10._expand_conv": "InvertedResidual_10/Conv_0",
+            "_blocks.10._depthwise_conv": "InvertedResidual_10/Conv_1",
+            "_blocks.10._bn2": "InvertedResidual_10/BatchNorm_2",
+        },
+    ),
     "mobilenet_v2": (
         {},
         mobilenet_torchvision(),
@@ -258,3 +298,17 @@ def test_axes():
     )
     for path in ("params/Dense_0/bias", "batch_stats/BatchNorm_0/mean"):
         np.testing.assert_array_equal(layouts.from_torch(path, matrix[0]), matrix[0])
+
+
+def test_linear_layers_behind_a_map_see_its_places_in_our_order():
+    """The first one of VGG: flattened by channel there, by place here."""
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(3, 512 * 49)).astype(np.float32)
+    maps = rng.normal(size=(2, 512, 7, 7)).astype(np.float32)
+    expected = maps.reshape(2, -1) @ weight.T
+    convert = vision_layouts.LAYOUTS["vgg"].convert
+    kernel = convert("params/Dense_0/kernel", weight)
+    found = maps.transpose(0, 2, 3, 1).reshape(2, -1) @ kernel
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+    other = rng.normal(size=(3, 4)).astype(np.float32)
+    np.testing.assert_array_equal(convert("params/Dense_1/kernel", other), other.T)

@@ -188,6 +188,14 @@ def test_saved_variables_come_back(tmp_path, like):
         assert file.metadata() == {"format": "kdjax", "model": "resnet8"}
 
 
+def test_a_number_and_any_order_in_memory_come_back(tmp_path):
+    kernel = np.arange(6, dtype=np.float32).reshape(2, 3)
+    variables = {"params": {"scale": np.float32(2.5), "kernel": kernel.T}}
+    path = tmp_path / "student.safetensors"
+    pretrained.save_safetensors(path, variables)
+    assert_equal_trees(pretrained.load(path, variables), variables)
+
+
 def test_a_file_of_another_model_says_of_which(tmp_path, like):
     variables = copy.deepcopy(variables_like(like))
     del variables["params"]["Dense_0"]["bias"]

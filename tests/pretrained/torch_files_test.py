@@ -41,6 +41,7 @@ def assert_same(found, expected):
     for name, x in expected.items():
         assert found[name].dtype == x.dtype, name
         np.testing.assert_array_equal(found[name], x, err_msg=name)
+        assert found[name].flags.c_contiguous, name
 
 
 @FORMATS
