@@ -47,13 +47,13 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     config.student.train.num_epochs = 5
     config.student.train.learning_rate.update(schedule="cosine", base=0.05)
     config.distill.update(temperature=4.0, alpha=0.5)
-    config.learned_temperature.accept_gain = 0.0
+    config.learned_temperature.update(learning_rate=0.03, num_terms=5, accept_gain=0.0)
     return _smoke(config) if variant == "smoke" else config
 
 
 def _smoke(config: config_dict.ConfigDict) -> config_dict.ConfigDict:
     default_config.smoke(config)
     config.learned_temperature.update(
-        batch_size=64, temperatures=(2.0, 4.0), alphas=(0.5, 0.9)
+        num_terms=2, batch_size=64, temperatures=(2.0, 4.0), alphas=(0.5, 0.9)
     )
     return config

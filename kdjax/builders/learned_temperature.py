@@ -158,7 +158,7 @@ def _learned_training(
         ),
         constants={"teacher": constants, "held_out": held_out},
         hparams=hparams,
-        evaluate=made.evaluate,
+        evaluate=lambda state: made.evaluate(state.student),
         loader=made.loader,
     )
 
