@@ -20,7 +20,7 @@ with a narrower MobileNetV2: teacher 79.34, student alone 64.60, distilled 67.35
 1910.10699, table 2). On ImageNet without distillation, torchvision: ResNet-50 76.13
 (weights other than these), MobileNetV2 71.88 %.
 
-Measured: see docs/phone.md. '' and imagenet have not been run: they take an
+Measured: see docs/resnet50_mobilenetv2.md. '' and imagenet have not been run: they take an
 accelerator.
 
 Run:

@@ -40,7 +40,9 @@ FLAGS = (
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    webdriver = pytest.importorskip("selenium.webdriver", reason="pip install selenium")
+    webdriver = pytest.importorskip(
+        "selenium.webdriver", reason="pip install 'kdjax[browser]'"
+    )
     if not (shutil.which("chromium") and shutil.which("chromedriver")):
         pytest.skip("no Chromium: apt-get install chromium chromium-driver")
     options = webdriver.ChromeOptions()

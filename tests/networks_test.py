@@ -37,14 +37,15 @@ def _seen(images, **kwargs):
 IMAGES = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
 
 
-def test_images_are_resized_as_pillow_resizes_floats():
-    network, seen = _seen(IMAGES, resize=20)
-    assert seen.shape == (2, 20, 20, 3)
+@pytest.mark.parametrize("side", [20, 5])
+def test_images_are_resized_as_pillow_resizes_floats(side):
+    network, seen = _seen(IMAGES, resize=side)
+    assert seen.shape == (2, side, side, 3)
     assert network.image_shape == (8, 8, 3)  # What it takes.
     for image, row in zip(IMAGES.astype(np.float32), seen, strict=True):
         for channel in range(3):
             whole = Image.fromarray(np.ascontiguousarray(image[..., channel]))
-            expected = whole.resize((20, 20), Image.Resampling.BILINEAR)
+            expected = whole.resize((side, side), Image.Resampling.BILINEAR)
             np.testing.assert_allclose(row[..., channel], expected, atol=1e-3)
 
 
