@@ -18,6 +18,13 @@ Run:
   python -m kdjax.main --config=configs/lm_kd.py \
     --config.dataset.path=data/wikitext2
 
+A pretrained teacher, SmolLM2-135M-Instruct, with its own tokens, on a small piece:
+  python benchmarks/fetch_data.py --out=data wikitext2 smollm2
+  python -m kdjax.main --config=configs/lm_kd.py:smollm2 \
+    --config.dataset.path=data/wikitext2 \
+    --config.lm.tokenizer=data/smollm2/tokenizer.json \
+    --config.teacher.pretrained=data/smollm2/model.safetensors
+
 Try it in seconds, on any machine, without a download (on Python's own manual):
   python -m kdjax.main --config=configs/lm_kd.py:smoke
 """
@@ -28,9 +35,9 @@ from kdjax import default_config
 
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
-    """Returns the setting above, or a tiny one if `variant` is 'smoke'."""
-    if variant not in ("", "smoke"):
-        raise ValueError(f"Expected variant '' or 'smoke', got {variant!r}.")
+    """Returns the setting above, that of SmolLM2 as a teacher, or a tiny one."""
+    if variant not in ("", "smollm2", "smoke"):
+        raise ValueError(f"Expected variant '', 'smollm2' or 'smoke', got {variant!r}.")
 
     config = default_config.get_config("lm")
     config.seeds = (0, 1, 2)
@@ -65,6 +72,21 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         "top_k_tail",
     )
     config.lm.prompts = (" The game was released in",)
+    if variant == "smollm2":
+        config.seeds = (0,)
+        config.log_every_steps = 8
+        config.teacher.model = config_dict.ConfigDict(
+            dict(name="smollm2_135m", dtype="float32")
+        )
+        config.teacher.train.batch_size = 8
+        config.student.train.update(batch_size=8, num_epochs=4)
+        config.lm.teacher_windows = 64
+        config.lm.student_windows = 64
+        config.lm.eval_windows = 16
+        config.lm.chunk_size = 128
+        config.lm.methods = ("random_sampling", "top_k", "top_k_tail")
+        config.lm.angles.update(windows=4, draws=(25, 50, 100), top_k=(12, 50))
+        config.lm.new_tokens = 12
     if variant == "smoke":
         config.seeds = (0, 1)
         config.log_every_steps = 5
@@ -84,6 +106,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
             draws=8,
             top_k=4,
             new_tokens=4,
+            methods=("forward_kl", "gkd", "random_sampling", "top_k"),
         )
         config.lm.gkd.prompt = 8
         config.lm.angles.update(windows=16, draws=(4, 8), top_k=(4, 12))

@@ -46,9 +46,7 @@ class LanguageModel:
             return self.module.apply(variables, tokens, cache, method="extend")
 
         size = prompts.shape[1] + kwargs["num_tokens"]
-        cache = self.module.apply(
-            variables, prompts.shape[0], size, method="init_cache"
-        )
+        cache = self.module.init_cache(len(prompts), size)
         return sampling.sample(next_fn, cache, prompts, rngs, **kwargs)
 
 

@@ -390,6 +390,7 @@ class _Made:
             logits = self.teacher.logits(variables, tokens) / temperature
             if isinstance(encoding, caches.TopTokens):
                 return encoding.values(logits)
+            assert isinstance(encoding, caches.DrawnTokens)
             rngs = sampling.keys(jax.random.key(self.config.seed), 0, ids)
             return encoding.words(*jax.vmap(encoding.draw)(logits, rngs))
 

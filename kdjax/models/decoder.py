@@ -1,7 +1,7 @@
 """Decoder-only transformers: GPT-2 (Radford et al. 2019) and Llama (Touvron 2023)."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.struct
@@ -106,7 +106,7 @@ class Decoder(nn.Module):
                 self.num_classes, use_bias=False, dtype=self.dtype, kernel_init=_normal
             )
 
-    def __call__(self, inputs: dict[str, jax.Array], *, train: bool) -> Outputs:
+    def __call__(self, inputs: Mapping[str, Any], *, train: bool) -> Outputs:
         """Logits of each next token, `[B, L, num_classes]`.
 
         Args:
@@ -115,7 +115,7 @@ class Decoder(nn.Module):
           train: changes nothing here.
         """
         del train
-        tokens = inputs["tokens"]
+        tokens = jnp.asarray(inputs["tokens"])
         mask = inputs.get("mask", jnp.ones(tokens.shape, bool))
         places = jnp.arange(tokens.shape[-1])
         hidden, features, _ = self._run(tokens, mask, _positions(mask), mask, places)

@@ -40,6 +40,7 @@ _LLAMA = {
 _LLAMA_BLOCK = {
     "input_layernorm.weight": "norm1/scale",
     "post_attention_layernorm.weight": "norm2/scale",
+    "self_attn.qkv_proj.weight": "qkv/kernel",
     "self_attn.o_proj.weight": "output/kernel",
     "mlp.gate_proj.weight": "gate/kernel",
     "mlp.up_proj.weight": "up/kernel",
@@ -47,57 +48,58 @@ _LLAMA_BLOCK = {
 }
 _QKV = tuple(f"self_attn.{x}_proj.weight" for x in "qkv")
 
+# Older files hold the causal mask, or what is computed from the config.
+_IGNORED = r"h\.\d+\.attn\.(masked_)?bias|layers\.\d+\..*rotary_emb\.inv_freq"
+
 
 def gpt2(tensors: Tensors, expected: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """GPT2LMHeadModel's tensors by our paths; what has no place keeps its name."""
-    tensors = _without(tensors, "transformer.")
+    tensors = {name.removeprefix("transformer."): x for name, x in tensors.items()}
     found = _head(tensors, "wte.weight", expected)
-    for name, x in tensors.items():
-        block = re.fullmatch(r"h\.(\d+)\.(.+)", name)
-        if block is None:
-            ours = _GPT2.get(name)
-        elif re.fullmatch(r"attn\.(masked_)?bias", block[2]):
-            continue  # The causal mask, which older files hold.
-        else:
-            ours = _in_block(block[1], _GPT2_BLOCK.get(block[2]))
-        found[name if ours is None else f"params/{ours}"] = x
-    return found
+    return found | _renamed(tensors, _GPT2, _GPT2_BLOCK, r"h\.(\d+)\.(.+)")
 
 
 def llama(tensors: Tensors, expected: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """LlamaForCausalLM's tensors by our paths; what has no place keeps its name."""
-    tensors = _without(tensors, "model.")
+    tensors = {name.removeprefix("model."): x for name, x in tensors.items()}
     found = _head(tensors, "embed_tokens.weight", expected)
-    for name, x in tensors.items():
-        block = re.fullmatch(r"layers\.(\d+)\.(.+)", name)
-        if block is None:
-            ours = _LLAMA.get(name)
-        elif block[2].endswith("rotary_emb.inv_freq"):
-            continue  # Computed.
-        elif block[2] in _QKV:
-            parts = [tensors.get(f"layers.{block[1]}.{part}") for part in _QKV]
-            if all(part is not None for part in parts):
-                if block[2] == _QKV[0]:
-                    ours = f"params/blocks_{block[1]}/qkv/kernel"
-                    found[ours] = np.concatenate(parts).T
-                continue
-            ours = None
-        else:
-            ours = _in_block(block[1], _LLAMA_BLOCK.get(block[2]))
-        x = x.T if ours is not None and ours.endswith("kernel") else x
-        found[name if ours is None else f"params/{ours}"] = x
-    return found
+    block = r"layers\.(\d+)\.(.+)"
+    renamed = _renamed(_fused(tensors), _LLAMA, _LLAMA_BLOCK, block)
+    return found | {
+        name: x.T if name.endswith("/kernel") else x for name, x in renamed.items()
+    }
 
 
 LAYOUTS: Mapping[str, Layout] = {"gpt2": gpt2, "llama": llama}
 
 
-def _in_block(number: str, ours: str | None) -> str | None:
-    return None if ours is None else f"blocks_{number}/{ours}"
+def _renamed(
+    tensors: Tensors, outside: Mapping[str, str], inside: Mapping[str, str], block: str
+) -> dict[str, np.ndarray]:
+    found = {}
+    for name, x in tensors.items():
+        ours = outside.get(name)
+        if parts := re.fullmatch(block, name):
+            ours = inside.get(parts[2])
+            ours = None if ours is None else f"blocks_{parts[1]}/{ours}"
+        if not re.fullmatch(_IGNORED, name):
+            found[name if ours is None else f"params/{ours}"] = x
+    return found
 
 
-def _without(tensors: Tensors, prefix: str) -> dict[str, np.ndarray]:
-    return {name.removeprefix(prefix): x for name, x in tensors.items()}
+def _fused(tensors: Tensors) -> dict[str, np.ndarray]:
+    """With one matrix for queries, keys and values, where a block has all three."""
+    fused = dict(tensors)
+    for name in tensors:
+        if not name.endswith(_QKV[0]):
+            continue
+        block = name.removesuffix(_QKV[0])
+        parts = [fused[block + x] for x in _QKV if block + x in fused]
+        if len(parts) == len(_QKV):
+            for x in _QKV:
+                del fused[block + x]
+            fused[f"{block}self_attn.qkv_proj.weight"] = np.concatenate(parts)
+    return fused
 
 
 def _head(
