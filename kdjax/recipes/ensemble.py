@@ -159,6 +159,7 @@ def _report(experiment: Experiment, workdir: pathlib.Path, command: str) -> None
         workdir,
         command,
         num_examples=len(experiment.splits.test),
+        test=experiment.splits.test,
         config=experiment.config,
         source=experiment.published["source"],
     )

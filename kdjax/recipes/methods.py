@@ -130,6 +130,7 @@ def _report(experiment: Experiment, workdir: pathlib.Path, command: str) -> None
         workdir,
         command,
         num_examples=len(base.splits.test),
+        test=base.splits.test,
         config=base.config,
         source=published["source"],
     )

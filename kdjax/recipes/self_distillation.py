@@ -48,7 +48,11 @@ def run_report(experiment: Experiment, workdir: pathlib.Path, command: str) -> N
     """Compares the arms, and every classifier that they end with."""
     found = _found(experiment, workdir)
     about = _stages.about(
-        workdir, command, num_examples=len(experiment.test), config=experiment.config
+        workdir,
+        command,
+        num_examples=len(experiment.test),
+        test=experiment.test,
+        config=experiment.config,
     )
     arms = [arm for arm in experiment.arms if arm.name in found]
     rows = [row for arm in arms for row in _rows(arm, found)]

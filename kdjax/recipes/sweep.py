@@ -81,6 +81,7 @@ def _report(experiment: Experiment, workdir: pathlib.Path, command: str) -> None
         workdir,
         command,
         num_examples=len(of.splits.test),
+        test=of.splits.test,
         config=of.config,
         unit=of.published["unit"],
     )
