@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from kdjax import losses
-from kdjax import teacher_cache as caches
 from kdjax.teacher_cache import tokens
 from kdjax.teacher_cache.encodings import RECORD
 from kdjax.types import Values
@@ -149,8 +148,3 @@ def entries(reads: str, batch: Mapping[str, jax.Array]) -> Mapping[str, jax.Arra
         "top": (tokens.TOP_LOGITS, tokens.TOP_INDICES, tokens.TAIL),
     }[reads]
     return {name: batch[name] for name in names}
-
-
-def hidden_encoding(length: int, dim: int, dtype: str) -> caches.Record:
-    """Of the teacher's last states, from which its head makes every logit."""
-    return caches.Record(0, (("hidden", (length, dim)),), dtype)

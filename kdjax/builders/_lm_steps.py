@@ -25,6 +25,11 @@ class LanguageModel:
     network: networks.Network
     module: nn.Module
 
+    @property
+    def dim(self) -> int:
+        """Of a token's state."""
+        return self.module.dim  # type: ignore[attr-defined]
+
     def states(self, variables: Variables, tokens: jax.Array) -> jax.Array:
         """The last hidden states, `[B, L, dim]`, float32."""
         inputs = {"tokens": tokens, "mask": jnp.ones(tokens.shape, bool)}

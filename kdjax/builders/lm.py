@@ -6,26 +6,24 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from kdjax import fingerprints, models, networks, parallel, sampling
+from kdjax import fingerprints, networks, parallel, pretrained
 from kdjax import teacher_cache as caches
-from kdjax.builders import _lm_evaluation, _lm_methods
-from kdjax.builders._checks import check, expect, plain
-from kdjax.builders._lm_steps import LanguageModel, Lesson, OnPolicy, Taid
+from kdjax.builders import _lm_caches, _lm_evaluation, _lm_methods
+from kdjax.builders._checks import check, plain
+from kdjax.builders._lm_parts import METHODS, check_settings, language_model, read
+from kdjax.builders._lm_steps import Lesson, OnPolicy, Taid
 from kdjax.builders._networks import optimizer_fn
 from kdjax.builders._objectives import optimizer_hparams
+from kdjax.builders._starts import digests
 from kdjax.data import language
-from kdjax.models.decoder import DECODERS
 from kdjax.schedules import Constant
 from kdjax.training import Training
-from kdjax.types import UserError, Variables
+from kdjax.types import Variables
 
 __all__ = ["METHODS", "Experiment", "build"]
-
-METHODS = {name: method.title for name, method in _lm_methods.METHODS.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Experiment:
       methods: by which students learn.
       reads: what of the teacher each method reads from a cache; those that are not
         here have the teacher run in every step.
-      teacher_pretrained: a file to import the teacher from, or `None`.
+      teacher_pretrained: a file to import the teacher from as it is, or `None`.
       teacher_training: makes that of the teacher.
       student_training: makes that of a student, from a method, a seed, the teacher's
         variables, and the open cache, where the method reads one.
@@ -82,13 +80,13 @@ class Experiment:
 def build(config: ConfigDict) -> Experiment:
     """Reads a whole config, and raises `UserError` on the first thing wrong with it."""
     check(config)
-    _check(config)
+    check_settings(config)
     devices = parallel.create(config.parallel)
     for role in ("teacher", "student"):
         devices.check_batch_size(
             f"{role}.train.batch_size", config[role].train.batch_size
         )
-    tokenizer, windows = _read(config)
+    tokenizer, windows = read(config)
     made = _Made(config, devices, tokenizer, windows)
     return Experiment(
         tokenizer=tokenizer,
@@ -98,7 +96,9 @@ def build(config: ConfigDict) -> Experiment:
         seeds=tuple(config.seeds),
         methods=tuple(config.lm.methods),
         reads=made.reads,
-        teacher_pretrained=config.teacher.pretrained,
+        teacher_pretrained=(
+            None if config.teacher.finetune else config.teacher.pretrained
+        ),
         teacher_training=made.teacher_training,
         student_training=made.student_training,
         baseline_training=made.baseline_training,
@@ -111,90 +111,6 @@ def build(config: ConfigDict) -> Experiment:
         inputs=made.inputs(),
         config=plain(config),
     )
-
-
-def _check(config: ConfigDict) -> None:
-    unknown = [name for name in config.lm.methods if name not in METHODS]
-    if unknown or not config.lm.methods:
-        raise UserError(
-            f"Expected lm.methods out of {', '.join(METHODS)}, got "
-            f"{', '.join(unknown) or 'none'}."
-        )
-    expect(config, "parallel", lambda x: x == "jit", "'jit' for language models")
-    expect(config, "distill.alpha", lambda x: x > 0, "above 0, a teacher's share")
-    for name in ("temperature_schedule", "alpha_schedule"):
-        expect(
-            config,
-            f"distill.{name}",
-            lambda x: x == "constant",
-            "'constant' for language models",
-        )
-    for name in ("gkd.share", "gkd.beta", "skew"):
-        expect(config, f"lm.{name}", lambda x: 0 <= x <= 1, "from 0 to 1")
-    for name in ("length", "chunk_size", "draws", "top_k"):
-        expect(config, f"lm.{name}", lambda x: x > 0, "a positive number")
-    expect(
-        config,
-        "lm.gkd.prompt",
-        lambda x: 0 < x <= config.lm.length,
-        f"from 1 to lm.length={config.lm.length}",
-    )
-
-
-def _read(config: ConfigDict) -> tuple[Any, dict[str, np.ndarray]]:
-    """The tokenizer, and the windows of each split and of the students."""
-    lm = config.lm
-    corpus = language.load(config.dataset.name, config.dataset.path)
-    if lm.tokenizer is not None:
-        tokenizer = language.read_tokenizer(lm.tokenizer)
-    else:
-        tokenizer = language.train_tokenizer(corpus.train, lm.vocab_size)
-    windows = {}
-    for split, limit in (
-        ("train", lm.teacher_windows),
-        ("validation", lm.eval_windows),
-        ("test", lm.eval_windows),
-    ):
-        text = getattr(corpus, split)
-        # A token is at least one character of a byte-level tokenizer's, on average.
-        text = text[: 12 * limit * lm.length] if limit else text
-        found = language.windows(language.encode(tokenizer, text), lm.length)
-        windows[split] = found[:limit] if limit else found
-        if not len(found):
-            raise UserError(
-                f"Expected a corpus with more than lm.length={lm.length} tokens in "
-                f"{split}, got {len(text)} characters."
-            )
-    windows["student"] = windows["train"][: lm.student_windows or None]
-    for role, split in (("teacher", "train"), ("student", "student")):
-        size = config[role].train.batch_size
-        if size > len(windows[split]):
-            raise UserError(
-                f"Expected {role}.train.batch_size of at most {len(windows[split])}, "
-                f"the windows there are, got {size}."
-            )
-    return tokenizer, windows
-
-
-def _language_model(config: ConfigDict, tokenizer: Any) -> LanguageModel:
-    arguments = {
-        name: value
-        for name, value in config.model.items()
-        if name not in ("name", "dtype")
-    }
-    size = tokenizer.get_vocab_size()
-    module = models.create(
-        config.model.name,
-        num_classes=size,
-        dtype=jnp.dtype(config.model.dtype),
-        among=DECODERS,
-        **arguments,
-    )
-    vocabulary = fingerprints.fingerprint_json(tokenizer.get_vocab())
-    network = networks.of_tokens(
-        module, name=config.model.name, num_classes=size, vocabulary=vocabulary
-    )
-    return LanguageModel(network, module)
 
 
 class _Made:
@@ -211,9 +127,8 @@ class _Made:
         self.devices = devices
         self.tokenizer = tokenizer
         self.windows = windows
-        self.teacher = _language_model(config.teacher, tokenizer)
-        self.student = _language_model(config.student, tokenizer)
-        self.teacher_dim = self.teacher.module.dim
+        self.teacher = language_model(config.teacher, tokenizer)
+        self.student = language_model(config.student, tokenizer)
         self._programs: dict[str, Any] = {}
         self._evaluators = {
             role: _lm_evaluation.evaluator(
@@ -278,7 +193,7 @@ class _Made:
         on_cpu = jax.default_backend() == "cpu"
         return Training(
             name=kind if kind == "teacher" else f"{kind} {seed}",
-            init=functools.partial(lesson.init_state, seed, hparams, None),
+            init=lambda: lesson.init_state(seed, hparams, self._begin(role)),
             programs=self._programs[kind],
             loader=loader,
             hparams=hparams,
@@ -293,6 +208,14 @@ class _Made:
             checkpoint_every_steps=config.checkpoint_every_steps,
             keep_checkpoints=config.keep_checkpoints,
         )
+
+    def _begin(self, role: str) -> Variables | None:
+        """The weights that a training begins with, if they are read from a file."""
+        path = self.config[role].pretrained
+        if path is None:
+            return None
+        init = getattr(self, role).network.init
+        return pretrained.load(path, jax.eval_shape(init, jax.random.key(0)))
 
     def _constants(self, kind: str, variables: Variables | None) -> Any:
         """What of the teacher every step reads: all, its head, or nothing."""
@@ -319,7 +242,7 @@ class _Made:
             optimizer_fn=optimizer_fn(self.config[role].train),
             method=method,
             teacher=self.teacher if online else None,
-            teacher_dim=self.teacher_dim,
+            teacher_dim=self.teacher.dim,
             hard=method is None or distill.alpha < 1,
             on_policy=on_policy,
             taid=taid,
@@ -350,15 +273,6 @@ class _Made:
     ) -> dict[str, float]:
         return self._evaluators[role](variables, windows)
 
-    def _encoding(self, reads: str) -> caches.Encoding:
-        lm, size = self.config.lm, self.teacher.network.num_classes
-        if reads == "draws":
-            return caches.DrawnTokens(size, lm.length, lm.draws)
-        if reads == "top":
-            return caches.TopTokens(size, lm.length, lm.top_k)
-        dtype = self.config.cache.encoding
-        return _lm_methods.hidden_encoding(lm.length, self.teacher_dim, dtype)
-
     def manifest(self, reads: str, variables: Variables) -> caches.Manifest:
         return caches.Manifest(
             num_examples=len(self.windows["student"]),
@@ -375,33 +289,26 @@ class _Made:
     def compute(
         self, reads: str, variables: Variables
     ) -> Callable[[np.ndarray, int], Any]:
-        encoding, temperature = self._encoding(reads), self.config.distill.temperature
-        windows = self.windows["student"][:, :-1]
-
-        @functools.partial(
-            jax.jit,
-            in_shardings=(None, self.devices.sharded, self.devices.sharded),
-            out_shardings=self.devices.replicated,
+        return _lm_caches.compute(
+            self.teacher,
+            variables,
+            self.windows["student"][:, :-1],
+            self._encoding(reads),
+            self.devices,
+            temperature=self.config.distill.temperature,
+            seed=self.config.seed,
         )
-        def program(variables, tokens, ids):
-            if isinstance(encoding, caches.Record):
-                states = self.teacher.states(variables, tokens)
-                return states.reshape(len(states), -1)
-            logits = self.teacher.logits(variables, tokens) / temperature
-            if isinstance(encoding, caches.TopTokens):
-                return encoding.values(logits)
-            assert isinstance(encoding, caches.DrawnTokens)
-            rngs = sampling.keys(jax.random.key(self.config.seed), 0, ids)
-            return encoding.words(*jax.vmap(encoding.draw)(logits, rngs))
 
-        variables = self.devices.replicate(variables)
-
-        def compute(ids: np.ndarray, view: int) -> np.ndarray:
-            del view  # There is one.
-            tokens, ids = self.devices.scatter((windows[ids], ids))
-            return np.asarray(program(variables, tokens, ids))
-
-        return compute
+    def _encoding(self, reads: str) -> caches.Encoding:
+        lm = self.config.lm
+        return _lm_caches.encoding(
+            reads,
+            self.teacher,
+            lm.length,
+            num_draws=lm.draws,
+            top_k=lm.top_k,
+            dtype=self.config.cache.encoding,
+        )
 
     def angles(self, student_variables: Variables, variables: Variables) -> dict:
         lm = self.config.lm.angles
@@ -436,13 +343,13 @@ class _Made:
             "vocabulary": self.teacher.network.description["vocabulary"],
             "seed": config["seed"],
         }
-        student = common | config["student"]
+        student = common | digests(config["student"])
         lm = {
             name: config["lm"][name]
             for name in ("draws", "top_k", "skew", "gkd", "taid")
         }
         return {
-            "teacher": common | config["teacher"],
+            "teacher": common | digests(config["teacher"]),
             "baseline": student,
             "student": student
             | {"distill": config["distill"], "cache": config["cache"], **lm},

@@ -30,7 +30,7 @@ def _made(kind):
     model = _create(kind)
     init = jax.jit(functools.partial(model.init, train=False))
     variables = init(jax.random.key(1), {"tokens": jnp.asarray(TOKENS)})
-    # As far from their initial values as a trained model's: no scale of 1, no bias of 0.
+    # As far from its beginning as a trained one: no scale is 1, no bias 0.
     leaves, tree = jax.tree.flatten(variables)
     keys = jax.random.split(jax.random.key(2), len(leaves))
     leaves = [

@@ -27,6 +27,7 @@ CONFIGS = (
     "study_why",
     "consistency",
     "cifar_methods",
+    "lm_kd",
     "learned_temperature",
 )
 
