@@ -128,11 +128,16 @@ def _one(
         "accuracy": accuracy,
         "accuracy_difference": difference,
         "allowed_difference": made.points,
-        "within": bool(abs(difference) <= made.points + 1e-9),
+        "within": is_within(difference, made.points),
         "max_deviation": float(np.abs(logits - truth).max()),
         "max_logit": float(np.abs(truth).max()),
         "agreement": 100 * float(np.mean(logits.argmax(-1) == truth.argmax(-1))),
     }
+
+
+def is_within(difference: float, points: float) -> bool:
+    """Whether an accuracy is off by no more than is allowed, but for rounding."""
+    return bool(abs(difference) <= points + 1e-9)
 
 
 def _accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
