@@ -490,7 +490,7 @@ def methods() -> config_dict.ConfigDict:
 def lm() -> config_dict.ConfigDict:
     """The section of `config.recipe = "lm"`.
 
-    The corpus is `dataset`, the teacher's weights `distill.alpha`; with
+    The corpus is `dataset`, the weight of the teacher `distill.alpha`; with
     `teacher.source="cached"` the teacher's last hidden states are stored, by which all
     its logits are known.
     """

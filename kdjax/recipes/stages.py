@@ -152,18 +152,18 @@ def train(
 
 def import_model(
     network: Network,
-    checkpoint: str,
+    path: str,
     directory: pathlib.Path,
     inputs: Mapping[str, Any],
     keep: Callable[[Variables, pathlib.Path], Mapping[str, Any]],
 ) -> Mapping[str, Any]:
-    """As `train`, but for a model whose variables are read from a checkpoint."""
+    """As `train`, but for a model whose variables are read from a file."""
     result = begin(directory, inputs)
     if result is not None:
         return result
     started = time.monotonic()
-    like = network.init(jax.random.key(0))
-    kept = keep(pretrained.load(checkpoint, like), directory)
+    like = jax.eval_shape(network.init, jax.random.key(0))
+    kept = keep(pretrained.load(path, like), directory)
     result = {"steps": 0, "seconds": time.monotonic() - started, **kept}
     finish(directory, result)
     return result
@@ -178,7 +178,7 @@ def keep_variables(directory: pathlib.Path, variables: Variables) -> None:
 def load_variables(network: Network, directory: pathlib.Path) -> Variables:
     """The variables that a finished training left, on the host."""
     require(directory)
-    like = network.init(jax.random.key(0))
+    like = jax.eval_shape(network.init, jax.random.key(0))
     return pretrained.load(directory / VARIABLES, like)
 
 
