@@ -55,7 +55,10 @@ def read(config: ConfigDict) -> Corpora:
     """All texts of a config, and the tokenizer's vocabulary."""
     section, dataset = config.encoders, config.dataset
     written = text_sources.read(
-        dataset.name, dataset.path, validation=dataset.validation
+        dataset.name,
+        dataset.path,
+        validation=dataset.validation,
+        max_examples=dataset.max_examples,
     )
     corpus: tuple[str, ...] = ()
     if section.corpus and section.general.train.num_epochs:

@@ -200,12 +200,15 @@ def _assemble(config: ConfigDict) -> EncoderParts:
         for role, net in nets.items()
     }
     for name, section in _trained(config).items():
-        devices.check_batch_size(f"{name}.batch_size", section.train.batch_size)
+        size = section.train.batch_size
+        if not section.train.num_epochs:
+            continue
+        devices.check_batch_size(f"{name}.batch_size", size)
         texts = corpora.corpus if name.startswith("encoders.general") else corpora.train
-        if section.train.num_epochs and section.train.batch_size > len(texts):
+        if size > len(texts):
             raise UserError(
                 f"Expected {name}.batch_size of at most {len(texts)}, as many texts as "
-                f"there are, got {section.train.batch_size}."
+                f"there are, got {size}."
             )
     trainings = Trainings(config, devices)
     return EncoderParts(

@@ -56,7 +56,9 @@ class Written:
         return tuple(sorted(set(self.train.labels)))
 
 
-def read(name: str, path: str | None, *, validation: float | int) -> Written:
+def read(
+    name: str, path: str | None, *, validation: float | int, max_examples: int = 0
+) -> Written:
     """A data set of texts: the embedded one, or a folder of tab-separated files.
 
     Args:
@@ -66,6 +68,8 @@ def read(name: str, path: str | None, *, validation: float | int) -> Written:
         Without `test.tsv`, `validation.tsv` (or `dev.tsv`) is the test split.
       validation: cut from the end of the shuffled train split, where there is no
         `validation.tsv`: a count, or a fraction below 1.
+      max_examples: of the train split, before validation is cut from it, and of the
+        test split; of each class the first, and as many of each. 0: all.
 
     Raises:
       UserError: if there is no such set, or a file does not read.
@@ -79,6 +83,8 @@ def read(name: str, path: str | None, *, validation: float | int) -> Written:
             "Expected dataset.name='docstrings' (the embedded texts) or dataset.path "
             f"of a folder with train.tsv and test.tsv, got {name!r} without a path."
         )
+    if max_examples:
+        train, test = _at_most(max_examples, train), _at_most(max_examples, test)
     if held_out is None:
         count = round(validation if validation >= 1 else validation * len(train.texts))
         if not 0 <= count < len(train.texts):
@@ -97,6 +103,17 @@ def read(name: str, path: str | None, *, validation: float | int) -> Written:
             f"in the others, got {', '.join(sorted(unknown))} too."
         )
     return written
+
+
+def _at_most(count: int, split: Labelled) -> Labelled:
+    share = max(count // len(set(split.labels)), 1)
+    seen = collections.Counter[str]()
+    kept = []
+    for i, label in enumerate(split.labels):
+        seen[label] += 1
+        if seen[label] <= share:
+            kept.append(i)
+    return split.subset(kept)
 
 
 def read_corpus(path: str) -> tuple[str, ...]:

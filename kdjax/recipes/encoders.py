@@ -173,7 +173,7 @@ def _least(
     """What the main arm should reach, as a share of the teacher's accuracy."""
     if experiment.accept_share is None or arm.name != experiment.main_arm:
         return None
-    return experiment.accept_share * teacher, None
+    return round(experiment.accept_share * teacher, 2), None
 
 
 def _facts(

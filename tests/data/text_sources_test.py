@@ -51,6 +51,13 @@ def test_a_file_of_validation_is_used(tmp_path):
     ]
 
 
+def test_at_most_so_many_of_each_class(tmp_path):
+    path = _write(tmp_path, train=TRAIN, test=TRAIN)
+    written = text_sources.read("mine", path, validation=0, max_examples=2)
+    assert set(written.train.texts) == {"good film", "bad film"}
+    assert written.test.labels == ("pos", "neg")
+
+
 @pytest.mark.parametrize(
     ("files", "words"),
     [
