@@ -100,13 +100,15 @@ def _top_k(with_tail: bool) -> LossFn:
             for name in (tokens.TOP_LOGITS, tokens.TOP_INDICES, tokens.TAIL)
         )
         temperature = seen.values["temperature"]
+        # A cache is finite; and without the tail the classes stand for all.
+        has_tail = with_tail & (tail > jnp.finfo(tail.dtype).min)
         loss = losses.linear_sparse_top_k_kl(
             seen.hidden,
             seen.kernel,
             # Stored divided by the temperature.
             top.astype(jnp.float32) * temperature,
             indices.astype(jnp.int32),
-            tail if with_tail else jnp.full_like(tail, -jnp.inf),
+            jnp.where(has_tail, tail, -jnp.inf),
             temperature=temperature,
             chunk_size=seen.chunk_size,
             where=seen.where,

@@ -9,7 +9,7 @@ import pytest
 import rich.console
 from scipy import stats
 
-from kdjax.report import plots, study
+from kdjax.report import plots, study, study_page
 from kdjax.types import UserError
 
 ALONE = {0: 90.0, 1: 91.0, 2: 90.5}
@@ -58,6 +58,21 @@ def test_where_fewer_errors_are_better_so_is_a_negative_difference():
     report = study.build(_about(unit="errors"), arms)
     assert report["headline"].startswith("Soft targets: \N{MINUS SIGN}32.5 errors")
     assert "1 of 2 seeds" in report["headline"]
+
+
+def test_a_lower_perplexity_is_better():
+    arms = [
+        study.Arm("alone", "Text alone", {0: 40.0, 1: 41.0}),
+        study.Arm("taught", "Taught", {0: 38.5, 1: 39.5}, against="alone"),
+        study.Arm("worse", "Mistaught", {0: 42.0, 1: 40.9}, against="alone"),
+    ]
+    report = study.build(_about(unit="perplexity"), arms)
+    assert report["headline"].startswith(
+        "Taught: \N{MINUS SIGN}1.50 of perplexity against Text alone"
+    )
+    assert "2 of 2 seeds" in report["headline"]
+    table = study_page.main_table(report)
+    assert table.columns[1] == "Measured (perplexity)"
 
 
 def test_one_seed_has_no_interval():
