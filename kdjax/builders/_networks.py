@@ -1,6 +1,7 @@
 """Networks and optimizers, each from its section of a config."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -22,7 +23,7 @@ def network(
 
     Its module is changed before it becomes a network.
     """
-    arguments = {
+    arguments: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in config.model.items()
         if name not in ("name", "dtype")

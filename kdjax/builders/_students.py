@@ -232,7 +232,8 @@ def _role(parts: Parts, network: Network, lesson: Lesson, num_steps: int) -> Rol
     )
     sides = Sides(features.describe(network), features.describe(parts.teacher), setting)
     built = distill_objective(distill, lesson.train, num_steps, sides)
-    return Role("student", network, lesson.train, built, lesson.teacher_fn)
+    start = parts.config.student.pretrained
+    return Role("student", network, lesson.train, built, lesson.teacher_fn, start=start)
 
 
 def _constants(lesson: Lesson) -> dict[str, Any]:

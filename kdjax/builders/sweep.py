@@ -201,12 +201,11 @@ def _check(config: ConfigDict) -> None:
     expect(config, f"{own}.trials_at_once", lambda x: x > 0, "a positive number")
     for name in ("max_students", "max_gigabytes", "trials"):
         expect(config, f"{own}.{name}", lambda x: x >= 0, "no negative number")
-    epochs = config.student.train.num_epochs
     expect(
         config,
         f"{own}.rungs",
-        lambda x: list(x) == sorted(set(x)) and all(0 < y < epochs for y in x),
-        f"rising numbers of epochs below {epochs}",
+        lambda x: list(x) == sorted(set(x)) and all(y > 0 for y in x),
+        "rising numbers of epochs, as (2, 6)",
     )
     if config.sweep_options.rungs or config.sweep_options.trials:
         expect(config, "dataset.validation", lambda x: x > 0, "above 0, to choose by")
@@ -323,7 +322,9 @@ class _Maker:
     def _teaching(self, config: ConfigDict, cached: bool) -> tuple[Role, Any, Any]:
         """The role, what prepares a batch, and what the steps read of the teacher."""
         built, parts = self._built(config), self._parts
-        make = functools.partial(Role, self._role, parts.student, self._train, built)
+        start = parts.config.student.pretrained
+        of = (self._role, parts.student, self._train, built)
+        make = functools.partial(Role, *of, start=start)
         if self._role == "baseline":
             return make(no_teacher), _as_it_is, _nothing
         if cached:

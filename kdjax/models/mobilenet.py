@@ -65,9 +65,15 @@ class InvertedResidual(nn.Module):
         y = x
         if self.expansion > 1 or self.small_images:
             y = activation(unit(y, inside, 1))
-        moved = dict(strides=self.strides, padding=self.padding, groups=inside)
-        y = activation(unit(y, inside, self.size, **moved))
-        y = unit(y, self.width, 1)
+        y = unit(
+            y,
+            inside,
+            self.size,
+            strides=self.strides,
+            padding=self.padding,
+            groups=inside,
+        )
+        y = unit(activation(y), self.width, 1)
         return x + y if x.shape == y.shape and self.strides == 1 else y
 
 

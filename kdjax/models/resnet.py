@@ -197,8 +197,8 @@ class ResNet(nn.Module):
             raise ValueError(f"Expected a depth of {list(_BLOCKS)}, got {self.depth}.")
         block, counts = _BLOCKS[self.depth]
         if block is Bottleneck:
-            form = dict(keras=self.keras, epsilon=self.epsilon)
-            return functools.partial(block, **form), counts
+            make = functools.partial(block, keras=self.keras, epsilon=self.epsilon)
+            return make, counts
         if self.keras or self.epsilon != 1e-5:
             raise ValueError(
                 "Expected keras=False and epsilon=1e-5 for basic blocks, got "

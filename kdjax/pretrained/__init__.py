@@ -227,7 +227,7 @@ def _check_names(found: Tensors, expected: Mapping[str, Any]) -> None:
     unknown = sorted(found.keys() - expected.keys())
     if missing or unknown:
         name = (missing or unknown)[0]
-        others = unknown if missing else list(expected)
+        others = (unknown or list(found)) if missing else list(expected)
         near = difflib.get_close_matches(name, others, n=2, cutoff=0.0) or ["none"]
         raise UserError(
             f"Expected the {len(expected)} arrays of this model, but {len(missing)} "

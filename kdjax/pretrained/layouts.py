@@ -43,10 +43,11 @@ def of_names_alone(
     conversions: Mapping[str, Callable[[Tensors], dict[str, np.ndarray]]],
 ) -> dict[str, Layout]:
     """Layouts of conversions that need not be told what the model has."""
-    return {
-        name: lambda tensors, expected, convert=convert: convert(tensors)
-        for name, convert in conversions.items()
-    }
+
+    def layout(convert: Callable[[Tensors], dict[str, np.ndarray]]) -> Layout:
+        return lambda tensors, expected: convert(tensors)
+
+    return {name: layout(convert) for name, convert in conversions.items()}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -90,8 +90,12 @@ def _read_plain(stream: io.BytesIO) -> dict[str, np.ndarray]:
     if first != _LEGACY_MAGIC:
         if not isinstance(first, Mapping | _Inert):
             raise ValueError("it does not begin like one")
-        return _rebuild(first, {}.__getitem__)  # Of pickle.dump.
+        return _rebuild(first, _no_storage)  # Of pickle.dump.
     return _rebuild(*_read_legacy(stream))
+
+
+def _no_storage(key: str) -> bytes:
+    raise ValueError(f"a tensor's storage {key} is nowhere in it")
 
 
 def _read_legacy(stream: io.BytesIO) -> tuple[Any, Storages]:

@@ -4,9 +4,11 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from kdjax import models
+from kdjax.models.vgg import mean_over_parts
 
 
 def shapes(size, **arguments):
@@ -36,3 +38,15 @@ def test_poolings_that_leave_nothing_are_an_error(size, small_images):
     """Rather than the mean of no values, which is NaN."""
     with pytest.raises(ValueError, match=f"Expected images of {size + 1}x{size + 1}"):
         shapes(size, small_images=small_images)
+
+
+@pytest.mark.parametrize(("height", "width"), [(14, 7), (10, 8), (3, 1)])
+def test_means_over_parts(height, width):
+    """Those of PyTorch's adaptive pooling, which overlap where parts do not divide."""
+    x = np.random.default_rng(0).normal(size=(2, height, width, 3)).astype(np.float32)
+    found = mean_over_parts(jnp.asarray(x), 7)
+    for i, j in np.ndindex(7, 7):
+        top, bottom = i * height // 7, math.ceil((i + 1) * height / 7)
+        left, right = j * width // 7, math.ceil((j + 1) * width / 7)
+        expected = x[:, top:bottom, left:right].mean((1, 2))
+        np.testing.assert_allclose(found[:, i, j], expected, rtol=1e-5, atol=1e-6)

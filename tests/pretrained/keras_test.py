@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
-from kdjax import models, pretrained
+from kdjax import models, networks, pretrained
 from kdjax.models.resnet import Bottleneck
 from kdjax.pretrained import tfjs_files
-from kdjax.types import UserError
+from kdjax.types import Outputs, UserError
 
 STAGES = {2: "abc", 3: "abcd", 4: "abcdef", 5: "abc"}
 
@@ -173,6 +174,38 @@ def test_a_block_with_its_stride_on_the_first_convolution():
     found = module.apply(variables, jnp.asarray(images), train=False)
     expected = Reference(tensors).block(images.astype(np.float64), 3, "a", 2)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
+
+
+class Sees(nn.Module):
+    """Returns the pixels that it is shown."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        del train
+        return Outputs(images)
+
+
+@pytest.mark.parametrize("name", networks.NORMALIZATIONS)
+def test_pixels_are_what_the_weights_were_trained_on(name):
+    """As each library writes it, of bytes."""
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 3), np.uint8)
+    network = networks.from_linen(
+        Sees(),
+        name="sees",
+        image_shape=images.shape[1:],
+        num_classes=2,
+        **networks.NORMALIZATIONS[name]._asdict(),
+    )
+    found = network.apply({}, jnp.asarray(images), train=False)[0].logits
+    x = images.astype(np.float64)
+    expected = {
+        "imagenet": (x / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225],
+        "symmetric": x / 127.5 - 1,
+        "efficientnet_lite": (x - 127) / 128,
+        "caffe": x[..., ::-1] - [103.939, 116.779, 123.68],
+    }
+    np.testing.assert_allclose(found, expected[name], rtol=1e-4, atol=1e-4)
+    assert ("channels" in network.description) == (name == "caffe")
 
 
 TENSORS = {

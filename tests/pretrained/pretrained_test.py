@@ -146,7 +146,8 @@ def change(**changes):
     [
         (
             change(bn1__bias=None),
-            "52 arrays .* 1 are missing and 0 are unknown.* params/BatchNorm_0/bias",
+            "52 arrays .* 1 are missing and 0 are unknown.* params/BatchNorm_0/bias "
+            r"\(nearest: params/BatchNorm_0/scale,",
         ),
         (
             change(layer9__0__conv1__weight=np.zeros((1, 1, 1, 1), np.float32)),
