@@ -1,11 +1,14 @@
 """The page of examples/browser: its server, and its arithmetic as Node computes it."""
 
 import importlib.util
+import io
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 
 import numpy as np
 import pytest
@@ -64,6 +67,24 @@ class TestServe:
         _exported(tmp_path, self.FILES)
         shutil.rmtree(tmp_path / "report")
         assert serve.of_run(tmp_path)["examples"] == []
+
+    def test_the_folder_has_every_file_that_the_page_names(self, tmp_path):
+        run, site, runtime = (tmp_path / x for x in ("run", "site", "ort.tgz"))
+        _exported(run, self.FILES)
+        site.mkdir()
+        with tarfile.open(runtime, "w:gz") as archive:
+            for name in serve.RUNTIME_FILES:
+                entry = tarfile.TarInfo(f"package/dist/{name}")
+                entry.size = len(name)
+                archive.addfile(entry, io.BytesIO(name.encode()))
+        serve.assemble(site, serve.of_run(run), runtime)
+        code = " ".join(path.read_text() for path in PAGE.glob("*.[hj]*"))
+        names = re.findall(r'(?:from|Worker\(|src=|href=|RUNTIME =) ?"([^":]+)"', code)
+        assert {"./pad.js", "worker.js", "style.css", "app.js"} < set(names)
+        assert not [name for name in names if not (site / name).is_file()]
+        page = json.loads((site / "models.json").read_text())
+        for model in page["models"]:
+            assert (site / model["file"]).stat().st_size == model["bytes"]
 
     def test_says_that_nothing_is_exported(self, tmp_path):
         with pytest.raises(serve.PageError, match=r"no export.json: .*stages=export"):
@@ -143,14 +164,14 @@ def test_grey_is_that_of_pillow_and_light_pictures_are_inverted(tmp_path):
         const of = (border, middle) => ({{ width: 3, height: 3, channels: 1,
           data: Uint8Array.from([...Array(4).fill(border), middle,
             ...Array(4).fill(border)]) }});
-        const all = [grey, onDark(of(10, 200)), onDark(of(250, 30))];
+        const all = [grey, onDark(of(120, 200)), onDark(of(136, 30))];
         console.log(JSON.stringify(all.map((x) => Array.from(x.data))));
         """,
     )
     expected = np.asarray(Image.fromarray(rgba[..., :3].copy()).convert("L"))
     assert np.array_equal(np.reshape(grey, (5, 7)), expected)
-    assert dark == [10] * 4 + [200] + [10] * 4
-    assert light == [5] * 4 + [225] + [5] * 4
+    assert dark == [120] * 4 + [200] + [120] * 4
+    assert light == [119] * 4 + [225] + [119] * 4
 
 
 def test_probabilities_and_divergence_are_those_of_scipy(tmp_path):

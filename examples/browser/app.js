@@ -89,7 +89,8 @@ async function change(role, entry) {
 
 function showHelp() {
   const [height, width, channels] = shape;
-  $("shape").textContent = `${width} × ${height}, ${channels === 1 ? "grey" : "colour"}`;
+  $("shape").textContent =
+    `${width} × ${height}, ${channels === 1 ? "grey" : "colour"}`;
   $("pixels").width = width;
   $("pixels").height = height;
   const { wide, high } = frame(width);

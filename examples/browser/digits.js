@@ -9,7 +9,8 @@ const FINE = 8; // Side of the square that is averaged to one pixel.
  * 14, counted from 0. The 8 x 8 digits of scikit-learn are as high as their image.
  */
 export function frame(side) {
-  if (side < 16) return { wide: 0.75 * side, high: side, pen: side / 7, centre: side / 2 };
+  if (side < 16)
+    return { wide: 0.75 * side, high: side, pen: side / 7, centre: side / 2 };
   const box = (20 * side) / 28;
   return { wide: box, high: box, pen: side / 12, centre: side / 2 + 0.5 };
 }

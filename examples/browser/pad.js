@@ -96,6 +96,8 @@ export class Pad {
       over(false);
       take(event.dataTransfer.files);
     });
-    document.addEventListener("paste", ({ clipboardData }) => take(clipboardData.files));
+    document.addEventListener("paste", ({ clipboardData }) =>
+      take(clipboardData.files),
+    );
   }
 }

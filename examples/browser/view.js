@@ -1,7 +1,14 @@
 // Cards of the models, and the chart of their probabilities.
 
-import { argmax, bytes, median, milliseconds, percent, shownClasses } from "./answers.js";
-import { softmax } from "./answers.js";
+import {
+  argmax,
+  bytes,
+  median,
+  milliseconds,
+  percent,
+  shownClasses,
+  softmax,
+} from "./answers.js";
 
 const MOST_CLASSES = 12; // Shown at once; of more, the likeliest.
 
