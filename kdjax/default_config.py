@@ -426,6 +426,8 @@ def learned_temperature() -> config_dict.ConfigDict:
     return config_dict.create(
         learn=("temperature", "alpha"),  # Or one of the two.
         learning_rate=0.01,  # Of Adam, on log temperature and logit alpha.
+        b2=0.999,  # Of Adam. The first gradients are the largest by far: with less, it
+        # forgets them sooner and goes on moving.
         batch_size=256,  # Validation examples of a step.
         num_terms=1,  # Steps that the gradient looks back; each costs one more.
         temperatures=(1.0, 2.0, 4.0, 8.0, 20.0),  # Of the grid.

@@ -60,7 +60,7 @@ def build(config: ConfigDict) -> Experiment:
         fixed_training=functools.partial(_fixed_training, parts),
         learned_inputs={
             name: plain(section[name])
-            for name in ("learn", "learning_rate", "batch_size", "num_terms")
+            for name in ("learn", "learning_rate", "b2", "batch_size", "num_terms")
         }
         | {"validation": parts.splits.validation.fingerprint()},
         accuracy=functools.partial(_accuracy, parts),
@@ -77,6 +77,7 @@ def check(config: ConfigDict, parts: Parts) -> None:
         lambda x: x and set(x) <= set(LINKS) and len(set(x)) == len(x),
         f"some of {tuple(LINKS)}",
     )
+    expect(config, f"{name}.b2", lambda x: 0 <= x < 1, "a number from 0 to below 1")
     for key in ("learning_rate", "batch_size", "num_terms"):
         expect(config, f"{name}.{key}", lambda x: x > 0, "a positive number")
     expect(config, f"{name}.temperatures", _are(lambda x: x > 0), "positive numbers")
@@ -130,7 +131,7 @@ def _learned_training(
     role, constants = parts.student_role(teacher_variables, cache)
     links = {name: LINKS[name] for name in section.learn}
     rates = {"learning_rate": section.learning_rate, "weight_decay": 0.0}
-    rates |= {"b1": 0.9, "b2": 0.999}  # Adam's own.
+    rates |= {"b1": 0.9, "b2": section.b2}
     own = {f"{hyper_gradients.OWN}{n}": schedules.Constant(x) for n, x in rates.items()}
     hparams: dict[str, Any] = {**made.hparams, **own}
     optimizer_fn = optimizers.adamw()

@@ -129,10 +129,17 @@ def test_the_order_of_the_rows_does_not_matter(seed):
 
 
 def _broken(status, accuracy=None):
-    """The setting that would be chosen loses its second seed."""
+    """The setting that would be chosen loses its second seed, the worst of the three.
+
+    So the mean over those that are left is higher still.
+    """
     found = _found()
     best = _build(found)["best"]["values"]
-    row = _rows_of(found, best)[1]
+    rows = _rows_of(found, best)
+    scores = sorted(row["validation_accuracy"] for row in rows)
+    for row, score in zip((rows[1], rows[0], rows[2]), scores, strict=True):
+        row["validation_accuracy"] = score
+    row = rows[1]
     row["status"] = status
     if accuracy is None:
         del row["test_accuracy"]
