@@ -149,12 +149,7 @@ def _tokenizer(reader: Any) -> bytes:
         "decoder": {**bytes_of, "use_regex": True},
         "model": {
             "type": "BPE",
-            "dropout": None,
             "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
             "vocab": {token: i for i, token in enumerate(tokens)},
             "merges": merges,
         },

@@ -1,11 +1,10 @@
 """What a language model is worth, and which way a teacher's entries turn a student."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,6 +13,9 @@ from kdjax.builders._lm_steps import LanguageModel
 from kdjax.types import Variables
 
 _NUM_BINS = 15
+
+Angles = dict[str, dict[int, tuple[float, float]]]
+"""By method and number of draws or classes: degrees, and different classes a token."""
 
 
 def evaluator(
@@ -69,14 +71,42 @@ def angles(
     draws: Sequence[int],
     top_k: Sequence[int],
     seed: int,
-) -> Callable[..., dict[str, dict[int, tuple[float, float]]]]:
+) -> Callable[[Variables, Variables, Any], Angles]:
     """How far the gradient of a sparse teacher points from that of the whole one.
 
     Returns:
-      A function of both models' variables and of tokens `[B, L]`, to, by method and
-      number of draws or of classes: the angle in degrees, and how many different
-      classes a token has.
+      A function of both models' variables and of tokens `[B, L]`.
     """
+    gradient = _gradient(student)
+    teachers, students = (_probabilities(model) for model in (teacher, student))
+
+    def measure(
+        student_variables: Variables, teacher_variables: Variables, tokens: Any
+    ) -> Angles:
+        params, tokens = student_variables["params"], jnp.asarray(tokens)
+        probs = teachers(teacher_variables, tokens)
+        own = students(student_variables, tokens)
+        whole = gradient(params, tokens, probs)
+        found: Angles = {}
+        rng = jax.random.key(seed)
+        for method, size, targets in _sparse(probs, own, draws, top_k, rng):
+            kept = float(size)
+            if method == "random_sampling":
+                kept = float(jnp.mean(jnp.sum(targets > 0, -1, dtype=jnp.float32)))
+            angle = _degrees(whole, gradient(params, tokens, targets))
+            found.setdefault(method, {})[size] = angle, kept
+        return found
+
+    return measure
+
+
+def _probabilities(model: LanguageModel) -> Callable[..., jax.Array]:
+    """Of each next token, `[B, L, vocab]`, from variables and tokens."""
+    return jax.jit(lambda variables, x: jax.nn.softmax(model.logits(variables, x)))
+
+
+def _gradient(student: LanguageModel) -> Callable[..., np.ndarray]:
+    """Of the cross-entropy with soft labels `[B, L, vocab]`, as one vector."""
 
     def loss_fn(params, tokens, targets):
         inputs = {"tokens": tokens, "mask": jnp.ones(tokens.shape, bool)}
@@ -84,47 +114,30 @@ def angles(
         log_probs = jax.nn.log_softmax(outputs.logits)
         return -jnp.mean(jnp.sum(targets * log_probs, axis=-1))
 
-    @jax.jit
-    def gradient(params, tokens, targets):
-        return jax.flatten_util.ravel_pytree(
-            jax.grad(loss_fn)(params, tokens, targets)
-        )[0]
+    grad_fn = jax.jit(jax.grad(loss_fn))
 
-    @jax.jit
-    def probabilities(variables, tokens):
-        return jax.nn.softmax(teacher.logits(variables, tokens))
+    def gradient(params, tokens, targets) -> np.ndarray:
+        leaves = jax.tree.leaves(grad_fn(params, tokens, targets))
+        return np.concatenate([np.asarray(x, np.float64).ravel() for x in leaves])
 
-    @functools.partial(jax.jit, static_argnums=1)
-    def drawn(probs, num_draws):
-        return _drawn(probs, num_draws, jax.random.key(seed))
+    return gradient
 
-    top = {"top_k": jax.jit(_top_k), "top_k_tail": jax.jit(_top_k_tail)}
 
-    def measure(
-        student_variables: Variables, teacher_variables: Variables, tokens: Any
-    ) -> dict[str, dict[int, tuple[float, float]]]:
-        params = student_variables["params"]
-        tokens = jnp.asarray(tokens)
-        probs = probabilities(teacher_variables, tokens)
-        own = jax.nn.softmax(jax.jit(student.logits)(student_variables, tokens))
-        whole = np.asarray(gradient(params, tokens, probs), np.float64)
-        found: dict[str, dict[int, tuple[float, float]]] = {}
-
-        def add(method: str, size: int, targets: jax.Array) -> None:
-            sparse = np.asarray(gradient(params, tokens, targets), np.float64)
-            kept = float(size)
-            if method == "random_sampling":
-                kept = float(jnp.mean(jnp.sum(targets > 0, -1, dtype=jnp.float32)))
-            found.setdefault(method, {})[size] = _degrees(whole, sparse), kept
-
-        for size in draws:
-            add("random_sampling", size, drawn(probs, size))
-        for method, make in top.items():
-            for size in top_k:
-                add(method, size, make(probs, own, jnp.asarray(size)))
-        return found
-
-    return measure
+def _sparse(
+    probs: jax.Array,
+    own: jax.Array,
+    draws: Sequence[int],
+    top_k: Sequence[int],
+    rng: jax.Array,
+) -> Iterator[tuple[str, int, jax.Array]]:
+    """Methods, their sizes, and soft labels with the gradient of the method's loss."""
+    drawn = jax.jit(_drawn, static_argnums=1)
+    for size in draws:
+        yield "random_sampling", size, drawn(probs, size, rng)
+    for method, targets in (("top_k", _top_k), ("top_k_tail", _top_k_tail)):
+        compiled = jax.jit(targets)
+        for size in top_k:
+            yield method, size, compiled(probs, own, jnp.asarray(size))
 
 
 def _drawn(probs: jax.Array, num_draws: int, rng: jax.Array) -> jax.Array:

@@ -190,7 +190,6 @@ class _Made:
             self._programs[kind] = self.devices.train_program(
                 lesson.train_step, loader.batch, resident=True
             )
-        on_cpu = jax.default_backend() == "cpu"
         return Training(
             name=kind if kind == "teacher" else f"{kind} {seed}",
             init=lambda: lesson.init_state(seed, hparams, self._begin(role)),
@@ -202,7 +201,10 @@ class _Made:
             steps_per_epoch=loader.steps_per_epoch,
             evaluate=functools.partial(self._validation, role),
             parallel=self.devices,
-            steps_per_dispatch=1 if on_cpu else config.steps_per_dispatch,
+            # Loops cost threads on CPU.
+            steps_per_dispatch=(
+                1 if jax.default_backend() == "cpu" else config.steps_per_dispatch
+            ),
             log_every_steps=config.log_every_steps,
             eval_every_epochs=config.eval_every_epochs,
             checkpoint_every_steps=config.checkpoint_every_steps,
