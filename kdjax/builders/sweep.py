@@ -223,6 +223,10 @@ def _groups(
     points: Sequence[_sweep_axes.Point],
 ) -> tuple[Group, ...]:
     """The students of one role, those that a program can share together."""
+    points = [
+        point._replace(values={k: x for k, x in point.values.items() if k not in fixed})
+        for point in points
+    ]
     makers: dict[str, _Maker] = {}
     members: dict[str, list[tuple[_sweep_axes.Point, HParams]]] = {}
     sections = ("student",) if role == "baseline" else ("student", "distill")
@@ -237,10 +241,6 @@ def _groups(
         whole = f"{key} {jax.tree.structure(hparams)}"
         makers.setdefault(whole, makers[key])
         members.setdefault(whole, []).append((point, hparams))
-    points = [
-        point._replace(values={k: x for k, x in point.values.items() if k not in fixed})
-        for point in points
-    ]
     common = _sweep_axes.common([point.values for point in points])
     return tuple(
         makers[key].group(f"{role}{i}", f"{role} {key}", found, common)

@@ -39,6 +39,9 @@ def test_numbers_share_a_program_and_structure_does_not(make_config):
     assert set(groups) == {(5, 4), (5, 8), (7, 4), (7, 8)}
     assert experiment.fixed == {"student.train.batch_size": 80}
     assert experiment.axes["student.model.hidden"] == [[5], [7, 3]]
+    assert groups[7, 8].values["student.model.hidden"] == [7, 3]
+    values = [row.values for group in experiment.groups for row in group.rows]
+    assert all(x.keys() == experiment.axes.keys() for x in values)
     # Without a teacher the temperature is none of theirs.
     assert sum(len(group.rows) for group in experiment.baselines) == 12
 
@@ -210,7 +213,7 @@ def test_optuna_proposes_batches_to_one_program(make_config, run_sweep, on_one_d
         ({("seed", "distill.alpha"): ((1,),)}, {}, "which go together"),
         ({"seed": (0.5,)}, {}, "seeds to be whole numbers"),
         (TEMPERATURES, {"form": "map"}, "sweep_options.form to be one of"),
-        (TEMPERATURES, {"rungs": (1,)}, "rising numbers of epochs below 1"),
+        (TEMPERATURES, {"rungs": (3, 1)}, "rising numbers of epochs"),
         ({"distill.alpha": (0.1, 0.2, 0.3)}, {"trials": 3}, "Expected a range"),
         ({"student.model.hidden": (5, 9)}, {"trials": 3}, "Expected a range of a num"),
     ],
