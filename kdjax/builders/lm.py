@@ -337,21 +337,21 @@ class _Made:
     def inputs(self) -> dict[str, Any]:
         """What each kind of training depends on, apart from those before it."""
         config = plain(self.config)
-        common = {
-            "tokens": {
-                name: fingerprints.fingerprint_tree(self.windows[name])
-                for name in ("train", "student")
-            },
-            "vocabulary": self.teacher.network.description["vocabulary"],
-            "seed": config["seed"],
-        }
-        student = common | digests(config["student"])
+
+        def common(split: str) -> dict[str, Any]:
+            return {
+                "tokens": fingerprints.fingerprint_tree(self.windows[split]),
+                "vocabulary": self.teacher.network.description["vocabulary"],
+                "seed": config["seed"],
+            }
+
+        student = common("student") | digests(config["student"])
         lm = {
             name: config["lm"][name]
             for name in ("draws", "top_k", "skew", "gkd", "taid")
         }
         return {
-            "teacher": common | digests(config["teacher"]),
+            "teacher": common("train") | digests(config["teacher"]),
             "baseline": student,
             "student": student
             | {"distill": config["distill"], "cache": config["cache"], **lm},

@@ -306,3 +306,6 @@ def test_an_experiment_is_its_inputs(experiment):
     assert other.inputs["student"] != experiment.inputs["student"]
     for kind in ("teacher", "baseline"):
         assert other.inputs[kind] == experiment.inputs[kind]
+    fewer = lm.build(_config(**{"lm.student_windows": 8}))
+    assert fewer.inputs["teacher"] == experiment.inputs["teacher"]
+    assert fewer.inputs["baseline"] != experiment.inputs["baseline"]
