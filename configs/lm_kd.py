@@ -2,11 +2,11 @@ r"""WikiText-2: a small language model taught by a larger one, whole or sparsely
 
 Setting: WikiText-2 raw (Merity et al. 2016) in tokens of a byte-level BPE of 512,
 learned here, in texts of 64; a teacher of the Llama kind trained on 1.4 million of
-them, and students, twice, on two sevenths of these. On text alone, and by the forward, reverse
-and skew divergences, GKD on the students' own text (Agarwal et al. 2024), TAID (Shing
-et al. 2025), and from what a cache stores of the teacher: 50 draws a token (Anshumann
-et al., Sparse Logit Sampling, ACL 2025), or its likeliest classes, with and without the
-tail.
+them, and students, twice, on two sevenths of these. On text alone, and by the forward,
+reverse and skew divergences, GKD on the students' own text (Agarwal et al. 2024), TAID
+(Shing et al. 2025), and from what a cache stores of the teacher: 50 draws a token
+(Anshumann et al., Sparse Logit Sampling, ACL 2025), or its likeliest classes, with and
+without the tail.
 
 Published, of the gradient of 50 draws: 4 degrees from the whole teacher's, where that
 of the 12 likeliest classes has 58, at 36 bytes a token for 128,000 of all logits; and

@@ -108,6 +108,7 @@ def test_the_first_loss_is_the_divergence_over_the_first_batch(
     np.testing.assert_allclose(rows[0]["loss"], expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_sparse_students_learn_from_what_the_cache_holds(experiment, teacher, cache):
     for method, reads in (("random_sampling", "draws"), ("top_k", "top")):
         training = experiment.student_training(method, 0, teacher, cache(reads))
@@ -138,12 +139,14 @@ def on_policy(teacher):
     }
 
 
+@pytest.mark.slow
 def test_the_share_of_own_text_is_that_of_the_steps(on_policy):
     assert [row["on_policy"] for row in on_policy[0.0]] == [0, 0]
     assert [row["on_policy"] for row in on_policy[1.0]] == [1, 1]
     assert on_policy[0.0][0]["loss"] != on_policy[1.0][0]["loss"]
 
 
+@pytest.mark.slow
 def test_without_own_text_gkd_is_jensen_shannon(on_policy, teacher):
     config = _config(**{"lm.methods": ("jensen_shannon",), "teacher.source": "online"})
     training = lm.build(config).student_training("jensen_shannon", 0, teacher, None)
@@ -258,6 +261,7 @@ def test_soft_labels_of_an_angle_have_the_gradient_of_their_loss(with_tail):
     np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_draws_turn_the_gradient_less_than_the_likeliest_classes(experiment, teacher):
     student = experiment.student.init(jax.random.key(0))
     found = experiment.angles(student, teacher)
