@@ -334,7 +334,7 @@ def test_of_a_thousand_classes_of_colour_twelve_are_shown(browser, runtime, tmp_
     onnx = pytest.importorskip("onnx")
     for seed, role in enumerate(("teacher", "student")):
         weights = np.random.default_rng(seed).normal(size=(3, 1000)) / 16
-        _save_colour_model(onnx, weights.astype(np.float32), tmp_path / f"{role}.onnx")
+        _save_model(onnx, 16, weights.astype(np.float32), tmp_path / f"{role}.onnx")
     names = [f"class{i}" for i in range(1000)]
     files = [str(tmp_path / f"{role}.onnx") for role in ("teacher", "student")]
     (tmp_path / "site").mkdir()
@@ -354,11 +354,36 @@ def test_of_a_thousand_classes_of_colour_twelve_are_shown(browser, runtime, tmp_
         assert browser.get_log("browser") == []
 
 
-def _save_colour_model(onnx, weights, path):
-    """Logits of the mean colour."""
+@pytest.mark.slow
+def test_a_digit_is_centred_by_its_mass_in_a_box_of_twenty(browser, runtime, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    _save_model(onnx, 28, np.ones((1, 10), np.float32), tmp_path / "same.onnx")
+    files = [str(tmp_path / "same.onnx")] * 2
+    (tmp_path / "site").mkdir()
+    page = serve.of_files(*files, ",".join(CLASSES))
+    serve.assemble(tmp_path / "site", page, runtime)
+    with _served(tmp_path / "site") as url:
+        page = Page(browser, url)
+        page.wait_for_start()
+        page.draw([[(0.2, 0.2), (0.2, 0.8), (0.6, 0.8)]])  # More of it below, at left.
+        page.wait_for_answers()
+        ink = page.pixels(1)[..., 0].astype(float)
+    rows, columns = (ink.sum(axis=axis) for axis in (1, 0))
+    assert 20 <= np.ptp(np.flatnonzero(rows)) + 1 <= 21
+    for sums in (rows, columns):
+        centre = sums @ np.arange(28) / sums.sum()
+        assert abs(centre - 14) <= 0.5
+    box = np.flatnonzero(columns)
+    assert abs(box.mean() - 13.5) > 1  # The centre of the box is elsewhere.
+
+
+def _save_model(onnx, side, weights, path):
+    """Logits of the mean colour of square images."""
+    channels, classes = weights.shape
+    shape = [1, side, side, channels]
     helper, array = onnx.helper, onnx.numpy_helper.from_array
-    image = helper.make_tensor_value_info("x", onnx.TensorProto.UINT8, [1, 16, 16, 3])
-    logits = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 1000])
+    image = helper.make_tensor_value_info("x", onnx.TensorProto.UINT8, shape)
+    logits = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, classes])
     nodes = [
         helper.make_node("Cast", ["x"], ["f"], to=onnx.TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["f", "axes"], ["m"], keepdims=0),
