@@ -99,6 +99,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         for train in (config.teacher.train, section.layers.train, config.student.train):
             train.update(num_epochs=2, batch_size=40)
             train.learning_rate.base = 3e-3
+        config.teacher.train.num_epochs = 8
     return config
 
 
