@@ -219,7 +219,7 @@ def test_an_orbax_directory(tmp_path, like):
 @pytest.mark.parametrize("suffix", [".safetensors", ".h5", ".pth"])
 def test_a_file_that_does_not_read(tmp_path, like, suffix):
     path = tmp_path / f"teacher{suffix}"
-    with pytest.raises(UserError, match="there is none: give an Orbax directory"):
+    with pytest.raises(UserError, match="there are none: give an Orbax"):
         pretrained.load(path, like)
     path.write_bytes(b"\x10\0\0\0\0\0\0\0not what it says")
     with pytest.raises(UserError, match=f"teacher{suffix}, but it|teacher{suffix} at"):
