@@ -97,14 +97,7 @@ def from_linen(
         by linear interpolation; 0: none.
     """
     seen_shape = (resize, resize, image_shape[-1]) if resize else tuple(image_shape)
-    mean_array, std_array = (np.asarray(x, np.float32) for x in (mean, std))
-
-    def normalize(images: jax.Array) -> jax.Array:
-        pixels = images.astype(jnp.float32) / 255
-        shape = (1,) * (pixels.ndim - 1) + (-1,)
-        pixels = (pixels - mean_array.reshape(shape)) / std_array.reshape(shape)
-        pixels = pixels[..., ::-1] if reverse_channels else pixels
-        return _resized(pixels, resize) if resize else pixels
+    normalize = _normalizer(Normalization(mean, std, reverse_channels), resize)
 
     @jax.jit  # Once for all seeds.
     def init(rng: jax.Array) -> Variables:
@@ -126,6 +119,22 @@ def from_linen(
         | ({"channels": "reversed"} if reverse_channels else {})
         | ({"resize": resize} if resize else {}),
     )
+
+
+def _normalizer(
+    normalization: Normalization, resize: int
+) -> Callable[[jax.Array], jax.Array]:
+    """What turns pixels 0 to 255 into what a module sees."""
+    mean, std = (np.asarray(x, np.float32) for x in normalization[:2])
+
+    def normalize(images: jax.Array) -> jax.Array:
+        pixels = images.astype(jnp.float32) / 255
+        shape = (1,) * (pixels.ndim - 1) + (-1,)
+        pixels = (pixels - mean.reshape(shape)) / std.reshape(shape)
+        pixels = pixels[..., ::-1] if normalization.reverse_channels else pixels
+        return _resized(pixels, resize) if resize else pixels
+
+    return normalize
 
 
 def _resized(images: jax.Array, side: int) -> jax.Array:

@@ -161,15 +161,13 @@ def create(
             f"{', '.join(near)}?"
         )
     allowed = _attributes(among[name])
-    for unexpected in kwargs:
-        if unexpected not in allowed:
-            raise UserError(
-                f"Expected for {name!r} no arguments but "
-                f"{', '.join(['num_classes', 'dtype', *allowed])}, got {unexpected!r}."
-            )
-    return among[name](
-        num_classes=num_classes, dtype=dtype, axis_name=axis_name, **kwargs
-    )
+    if unexpected := [argument for argument in kwargs if argument not in allowed]:
+        raise UserError(
+            f"Expected for {name!r} no arguments but "
+            f"{', '.join(['num_classes', 'dtype', *allowed])}, got {unexpected[0]!r}."
+        )
+    common = dict(num_classes=num_classes, dtype=dtype, axis_name=axis_name)
+    return among[name](**common, **kwargs)
 
 
 def _attributes(make: Callable[..., nn.Module]) -> list[str]:
