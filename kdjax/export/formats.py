@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import flax.traverse_util
@@ -37,9 +37,9 @@ class Settings:
       max_seconds: after which the rounds of a measurement end.
     """
 
-    formats: tuple[str, ...]
+    formats: Sequence[str]
     pixels: str
-    platforms: tuple[str, ...]
+    platforms: Sequence[str]
     calibration: int
     qat_epochs: int
     qat_learning_rate: float

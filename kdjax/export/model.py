@@ -45,6 +45,7 @@ class Model:
         done to raw pixels is part of it.
       class_names: of the logits, for those who read the file.
       formats: in which it is written; none: in all that are wanted.
+      longest: the most tokens of a text, where there are tokens.
     """
 
     role: str
@@ -54,10 +55,12 @@ class Model:
     logits: Callable[..., jax.Array]
     class_names: tuple[str, ...] = ()
     formats: tuple[str, ...] = ()
+    longest: int | None = None
 
     def specs(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         """What JAX traces in place of inputs, open sizes as symbols."""
-        scope = jax.export.SymbolicScope()
+        limits = [] if self.longest is None else [f"{LENGTH} <= {self.longest}"]
+        scope = jax.export.SymbolicScope(limits)
         return tuple(
             jax.ShapeDtypeStruct(
                 jax.export.symbolic_shape(

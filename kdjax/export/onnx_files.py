@@ -72,15 +72,22 @@ def load(path: pathlib.Path) -> Predict:
 def _convert(model: Model) -> Any:
     import jax2onnx
 
-    with quietly():
-        proto = jax2onnx.to_onnx(
-            model.traced_for_others(),
-            model.specs(),
-            model_name=f"{model.network.name}_{model.role}",
-            opset=OPSET,
-            input_names=list(model.inputs),
-            output_names=["logits"],
-        )
+    try:
+        with quietly():
+            proto = jax2onnx.to_onnx(
+                model.traced_for_others(),
+                model.specs(),
+                model_name=f"{model.network.name}_{model.role}",
+                opset=OPSET,
+                input_names=list(model.inputs),
+                output_names=["logits"],
+            )
+    except Exception as error:  # A converter of hundreds of operations raises any.
+        raise UserError(
+            f"Expected a {model.role} that jax2onnx can convert, but of "
+            f"{model.network.name} it says {type(error).__name__}: {error}. Leave onnx "
+            "and onnx_int8 out of export.formats, or change the operation."
+        ) from error
     # Shapes before jax2onnx moved transpositions, which onnxruntime complains about.
     del proto.graph.value_info[:]
     return proto

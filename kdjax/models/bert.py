@@ -87,7 +87,7 @@ class Bert(nn.Module):
             nn.Embed, features=self.dim, dtype=self.dtype, embedding_init=_normal
         )
         x = embed(self.vocab_size, name="tokens")(tokens)
-        places = jnp.arange(tokens.shape[-1])[None]
+        places = jax.lax.broadcasted_iota(jnp.int32, (1, tokens.shape[-1]), 1)
         x = x + embed(self.max_positions, name="positions")(places)
         if self.segments:
             segments = inputs.get("segments", jnp.zeros_like(tokens))

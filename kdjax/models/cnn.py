@@ -46,7 +46,7 @@ class CNN(nn.Module):
         for stage, width in enumerate(self.widths, start=1):
             convolve = nn.Dense(width, dtype=self.dtype, kernel_init=torch_uniform)
             x = features[f"stage{stage}"] = nn.relu(convolve(_patches(x, 5)))
-            x = nn.max_pool(x, (2, 2), strides=(2, 2))
+            x = nn.max_pool(x, window_shape=(2, 2), strides=(2, 2))
         x = x.reshape(x.shape[0], -1)
         dense = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=torch_uniform)
         features["pooled"] = x = nn.relu(dense(x)).astype(jnp.float32)

@@ -108,13 +108,12 @@ def classify(x: jax.Array, num_classes: int) -> tuple[jax.Array, jax.Array]:
 
 def max_pool_3x3(x: jax.Array) -> jax.Array:
     """The 3x3 max-pooling with stride 2 after the stems of ImageNet models."""
-    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    return nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
 
 def average_pool_3x3(x: jax.Array) -> jax.Array:
     """3x3 average-pooling with stride 2, the zeros of the padding counted as values."""
-    sums = nn.pooling.pool(x, 0.0, jax.lax.add, (3, 3), (2, 2), ((1, 1), (1, 1)))
-    return sums / 9
+    return nn.avg_pool(x, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
 
 
 class Dropout(nn.Module):

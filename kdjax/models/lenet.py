@@ -44,7 +44,7 @@ class LeNet5(nn.Module):
             preact = conv(width, 5, padding=0, use_bias=True, dtype=self.dtype)(x)
             x = nn.relu(preact)
             features |= {f"stage{stage}_preact": preact, f"stage{stage}": x}
-            x = nn.max_pool(x, (2, 2), strides=(2, 2))
+            x = nn.max_pool(x, window_shape=(2, 2), strides=(2, 2))
         x = x.reshape(x.shape[0], -1)
         for name, width in zip(("hidden1", "pooled"), self.widths[2:], strict=True):
             dense = nn.Dense(width, dtype=self.dtype, kernel_init=torch_uniform)

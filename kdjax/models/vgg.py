@@ -81,7 +81,7 @@ class VGG(nn.Module):
         for stage, (width, count) in enumerate(plan):
             keep = self.small_images and min(x.shape[1:3]) < 8
             if 0 < stage < 4 or (stage == 4 and not keep):
-                x = nn.max_pool(x, (2, 2), strides=(2, 2))
+                x = nn.max_pool(x, window_shape=(2, 2), strides=(2, 2))
             for _ in range(count):
                 preact = conv(width, 3, dtype=self.dtype, use_bias=True)(x)
                 if self.use_batch_norm:
@@ -90,7 +90,7 @@ class VGG(nn.Module):
             name = f"stage{stage}" if stage else "stem"
             features |= {f"{name}_preact": preact, name: x}
         if not self.small_images:
-            x = nn.max_pool(x, (2, 2), strides=(2, 2))
+            x = nn.max_pool(x, window_shape=(2, 2), strides=(2, 2))
         x, features["pooled"] = self._hidden(x, train=train)
         logits = nn.Dense(self.num_classes, kernel_init=small_normal)(x)
         return Outputs(logits, features)

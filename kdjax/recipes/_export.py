@@ -120,14 +120,14 @@ def _inputs(
 
 def _examples(splits: sources.Splits, settings: export.Settings) -> export.Examples:
     """Spread evenly over the splits, and no others: nothing here is random."""
-    test = splits.test.take(_spread(len(splits.test), settings.test_examples))
-    train = splits.train.take(_spread(len(splits.train), settings.calibration))
+    test = splits.test.take(spread(len(splits.test), settings.test_examples))
+    train = splits.train.take(spread(len(splits.train), settings.calibration))
     return export.Examples(
         {"images": test["image"]}, test["label"], {"images": train["image"]}
     )
 
 
-def _spread(count: int, most: int) -> np.ndarray:
+def spread(count: int, most: int) -> np.ndarray:
     return np.linspace(0, count - 1, min(count, most)).round().astype(np.int32)
 
 

@@ -1,5 +1,6 @@
 """Tests of recipes/stages.py."""
 
+import dataclasses
 import json
 
 import jax
@@ -57,6 +58,24 @@ def test_what_stages_take_is_added_up_but_for_the_report(runner, tmp_path):
     assert first.keys() == {"teacher"}
     assert both.keys() == {"teacher", "student"}
     assert both["teacher"] > first["teacher"] > 0
+
+
+def test_an_optional_stage_runs_when_it_is_named_after_all_others(
+    runner, seen, tmp_path
+):
+    def export(experiment, workdir, command):
+        seen.append(("export", command))
+
+    runner = dataclasses.replace(runner, optional={"export": export})
+    runner("experiment", tmp_path)
+    assert [name for name, _ in seen] == list(runner.stages)
+    assert "export" not in runner.stages
+    seen.clear()
+    runner("experiment", tmp_path, ("export", "report", "teacher"), command="again")
+    assert [name for name, _ in seen] == ["teacher", "report", "export"]
+    assert seen[-1] == ("export", "again")
+    with pytest.raises(UserError, match="teacher, student, report, export, got exprt"):
+        runner("experiment", tmp_path, ("exprt",))
 
 
 def test_an_unknown_stage_is_one_sentence_and_nothing_runs(runner, seen, tmp_path):
