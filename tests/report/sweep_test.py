@@ -333,11 +333,16 @@ def test_one_axis_and_one_seed_make_a_report_too(tmp_path):
     for row in rows:
         row["values"] = {"distill.temperature": row["values"]["distill.temperature"]}
     axes = {"distill.temperature": list(TEMPERATURES), "seed": [0]}
-    report = _build(found | {"rows": rows, "axes": axes, "baseline_rows": []})
+    alone = [dict(found["baseline_rows"][0], values={})]  # Of any setting.
+    report = _build(found | {"rows": rows, "axes": axes, "baseline_rows": alone})
+    assert all(cell["gain"]["n"] == 1 for cell in report["cells"])
     assert all(cell["test"]["sd"] is None for cell in report["cells"])
     assert report["axes"] == {"distill.temperature": list(TEMPERATURES)}
     paths = sweep.write(report, tmp_path)
     assert "temperature_lines.png" in [path.name for path in paths]
+    lines = next(iter(sweep_figures.drawings(report))).draw().axes[0].lines
+    (level,) = (line for line in lines if line.get_linestyle() == ":")
+    assert level.get_ydata() == pytest.approx([alone[0]["test_accuracy"]] * 3)
 
 
 def test_the_terminal_has_the_best_first():
