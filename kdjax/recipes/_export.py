@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,9 +12,10 @@ import numpy as np
 from kdjax import citations, export, fingerprints, measure, metric_writers
 from kdjax.checkpoints import BEST_METRIC
 from kdjax.data import sources
+from kdjax.data.text import Texts
 from kdjax.networks import Network
 from kdjax.recipes.stages import load_variables
-from kdjax.types import UserError, Variables
+from kdjax.types import UserError
 from kdjax.workdir import begin, finish, read_json, write_json
 
 
@@ -25,40 +26,118 @@ class Trained:
     Attributes:
       network: of which it is an instance.
       directory: of its training.
-      note: which one of several it is, and why; a sentence.
+      told: sentences on how it was trained, and which one of several it is.
       formats: in which it is written; none: in all that are wanted.
     """
 
     network: Network
     directory: pathlib.Path
-    note: str = ""
+    told: Sequence[str] = ()
     formats: tuple[str, ...] = ()
 
 
-def best_seed(directory: pathlib.Path, seeds: Sequence[int]) -> tuple[int, str]:
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What files are compared on.
+
+    Attributes:
+      name: of the data set.
+      class_names: by label.
+      fingerprints: of the train and the test split.
+      counts: their examples.
+      examples: of both, as many as the settings ask for.
+      longest: the most tokens of a text.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    fingerprints: Mapping[str, str]
+    counts: Mapping[str, int]
+    examples: Callable[[export.Settings], export.Examples]
+    longest: int | None = None
+
+
+def of_images(train: sources.Source, test: sources.Source) -> Data:
+    """Images, spread evenly over the splits: nothing here is random."""
+
+    def examples(settings: export.Settings) -> export.Examples:
+        compared = test.take(spread(len(test), settings.test_examples))
+        calibration = train.take(spread(len(train), settings.calibration))
+        return export.Examples(
+            {"images": compared["image"]},
+            compared["label"],
+            {"images": calibration["image"]},
+        )
+
+    return Data(
+        test.name,
+        test.class_names,
+        {"train": train.fingerprint(), "test": test.fingerprint()},
+        {"train": len(train), "test": len(test)},
+        examples,
+    )
+
+
+def of_texts(name: str, train: Texts, test: Texts) -> Data:
+    """Texts, likewise, all padded to the longest of both splits."""
+    longest = max(train.tokens.shape[1], test.tokens.shape[1])
+
+    def rows(texts: Texts, most: int) -> dict[str, np.ndarray]:
+        made = texts.rows(spread(len(texts), most), longest)
+        return {
+            "tokens": made["tokens"],
+            "mask": made["token_mask"],
+            "label": made["label"],
+        }
+
+    def examples(settings: export.Settings) -> export.Examples:
+        compared = rows(test, settings.test_examples)
+        labels = compared.pop("label")
+        calibration = rows(train, settings.calibration)
+        del calibration["label"]
+        return export.Examples(compared, labels, calibration)
+
+    return Data(
+        name,
+        test.class_names,
+        {"train": train.fingerprint(), "test": test.fingerprint()},
+        {"train": len(train), "test": len(test)},
+        examples,
+        longest,
+    )
+
+
+def spread(count: int, most: int) -> np.ndarray:
+    """At most so many places out of `count`, the first and the last among them."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(np.int32)
+
+
+def best_seed(directories: Mapping[int, pathlib.Path]) -> tuple[int, str]:
     """The seed to export, and why: the best on validation after the last epoch."""
     scores = {}
-    for seed in seeds:
-        rows = metric_writers.read(directory / f"seed{seed}")
+    for seed, directory in directories.items():
+        rows = metric_writers.read(directory)
         found = [row[BEST_METRIC] for row in rows if BEST_METRIC in row]
         if found:
             scores[seed] = found[-1]
-    if len(scores) < len(seeds):
-        return seeds[0], f"Seed {seeds[0]}, the first: nothing was held out to choose."
+    if len(scores) < len(directories):
+        seed = next(iter(directories))
+        return seed, f"Seed {seed}, the first: nothing was held out to choose."
     seed = max(scores, key=lambda one: scores[one])
     return seed, (
-        f"Seed {seed}, the best of {len(seeds)} on the validation split after the last "
-        f"epoch ({100 * scores[seed]:.2f} %)."
+        f"Seed {seed}, the best of {len(scores)} on the validation split after the "
+        f"last epoch ({100 * scores[seed]:.2f} %)."
     )
 
 
 def run(
     trained: Mapping[str, Trained],
-    splits: sources.Splits,
+    data: Data,
     section: Mapping[str, Any],
-    config: Mapping[str, Any],
     workdir: pathlib.Path,
+    *,
     command: str,
+    citation: str,
 ) -> None:
     """Exports the models by role, and reports it; skips what is done.
 
@@ -71,27 +150,16 @@ def run(
             f"{jax.process_count()}: run it by itself, without --distributed."
         )
     settings = export.Settings(**section)
-    variables = {
-        role: load_variables(one.network, one.directory)
-        for role, one in trained.items()
-    }
     directory = workdir / "export"
-    inputs = _inputs(variables, splits, section)
-    if begin(directory, inputs) is None:
-        examples = _examples(splits, settings)
-        models = [
-            dataclasses.replace(
-                export.of_network(role, one.network, variables[role], settings.pixels),
-                class_names=splits.test.class_names,
-                formats=one.formats,
-            )
-            for role, one in trained.items()
-        ]
+    models = [_model(role, one, data, settings) for role, one in trained.items()]
+    digests = {one.role: fingerprints.fingerprint_tree(one.variables) for one in models}
+    if begin(directory, {"export": section, **data.fingerprints, **digests}) is None:
+        examples = data.examples(settings)
         written = export.write(models, examples, directory, settings)
         about = {
             "name": workdir.name,
             "command": command,
-            "dataset": splits.test.name,
+            "dataset": data.name,
             "num_examples": len(examples.labels),
             "versions": measure.versions() | export.versions(),
             "hardware": measure.hardware(),
@@ -101,86 +169,76 @@ def run(
         write_json(directory / "export.json", {"about": about, **written})
         finish(directory, {"files": [one["file"] for one in written["files"]]})
     made = read_json(directory / "export.json") or {}
-    export.report(made, _story(trained, variables, config, splits), directory)
+    export.report(made, _story(trained, digests, data, citation), directory)
     if sentence := export.exceeded(made):
         raise UserError(sentence)
 
 
-def _inputs(
-    variables: Mapping[str, Variables],
-    splits: sources.Splits,
-    section: Mapping[str, Any],
-) -> dict[str, Any]:
-    return {
-        "export": section,
-        "train": splits.train.fingerprint(),
-        "test": splits.test.fingerprint(),
-    } | {role: fingerprints.fingerprint_tree(some) for role, some in variables.items()}
-
-
-def _examples(splits: sources.Splits, settings: export.Settings) -> export.Examples:
-    """Spread evenly over the splits, and no others: nothing here is random."""
-    test = splits.test.take(spread(len(splits.test), settings.test_examples))
-    train = splits.train.take(spread(len(splits.train), settings.calibration))
-    return export.Examples(
-        {"images": test["image"]}, test["label"], {"images": train["image"]}
+def _model(
+    role: str, one: Trained, data: Data, settings: export.Settings
+) -> export.Model:
+    variables = load_variables(one.network, one.directory)
+    return dataclasses.replace(
+        export.of_network(role, one.network, variables, settings.pixels),
+        class_names=data.class_names,
+        formats=one.formats,
+        longest=data.longest,
     )
-
-
-def spread(count: int, most: int) -> np.ndarray:
-    return np.linspace(0, count - 1, min(count, most)).round().astype(np.int32)
 
 
 def _story(
     trained: Mapping[str, Trained],
-    variables: Mapping[str, Variables],
-    config: Mapping[str, Any],
-    splits: sources.Splits,
+    digests: Mapping[str, str],
+    data: Data,
+    citation: str,
 ) -> export.Story:
-    told = {}
-    for role, one in trained.items():
-        digest = fingerprints.fingerprint_tree(variables[role])
-        told[role] = [
-            *_origin(role, one, config),
-            *filter(None, [one.note]),
-            f"SHA-256 of its variables: `{digest}`.",
-        ]
-    data = [
-        f"* {name}: {len(split):,} examples of {split.name}, fingerprint "
-        f"`{split.fingerprint()}`."
-        for name, split in (("Train", splits.train), ("Test", splits.test))
+    told = {
+        role: [*one.told, f"SHA-256 of its variables: `{digests[role]}`."]
+        for role, one in trained.items()
+    }
+    facts = [
+        f"* {name.capitalize()}: {data.counts[name]:,} examples of {data.name}, "
+        f"fingerprint `{data.fingerprints[name]}`."
+        for name in ("train", "test")
     ]
-    return export.Story(told, ["\n".join(data)], _citation(config))
+    return export.Story(told, ["\n".join(facts)], citation)
 
 
-def _origin(role: str, one: Trained, config: Mapping[str, Any]) -> list[str]:
-    """How a model was trained, or where it was imported from."""
-    section = config["teacher" if role == "teacher" else "student"]
-    result = read_json(one.directory / "result.json") or {}
+def origin(section: Mapping[str, Any], directory: pathlib.Path) -> list[str]:
+    """How a model was trained, or where it was imported from.
+
+    Args:
+      section: `teacher` or `student`, of the config.
+      directory: of its training.
+    """
+    result = read_json(directory / "result.json") or {}
     path = section.get("pretrained")
     told = [f"Imported from `{path}`."] if path else []
     if not result.get("steps"):
         return told
     train = section["train"]
     rate = train["learning_rate"]
-    told.append(
+    return [
+        *told,
         f"{result['steps']:,} steps, batches of {train['batch_size']}, "
         f"{train['optimizer']['name']}, learning rate {rate['base']:g} "
-        f"({rate['schedule']}), in `{one.directory.name}`."
+        f"({rate['schedule']}), in `{directory.name}`.",
+    ]
+
+
+def objective(distill: Mapping[str, Any]) -> str:
+    """What a student learned from, of the section `distill`."""
+    terms = "".join(
+        f"; {name}: {term['loss']}, weight {term['weight']:g}"
+        for name, term in distill["terms"].items()
     )
-    if role != "teacher":
-        distill = config["distill"]
-        told.append(
-            f"Objective: alpha T² KL(teacher ‖ student) + (1 - alpha) cross-entropy, "
-            f"alpha = {distill['alpha']:g}, T = {distill['temperature']:g}"
-            + "".join(
-                f"; {name}: {term['loss']}, weight {term['weight']:g}"
-                for name, term in distill["terms"].items()
-            )
-            + "; its teacher is the one above."
-        )
-    return told
+    return (
+        "Objective: alpha T² KL(teacher ‖ student) + (1 - alpha) cross-entropy, "
+        f"alpha = {distill['alpha']:g}, T = {distill['temperature']:g}{terms}; its "
+        "teacher is the one above."
+    )
 
 
-def _citation(config: Mapping[str, Any]) -> str:
-    return citations.citation(types.SimpleNamespace(terms=config["distill"]["terms"]))
+def citation(distill: Mapping[str, Any]) -> str:
+    """BibTeX of what the section `distill` uses."""
+    return citations.citation(types.SimpleNamespace(terms=distill["terms"]))

@@ -24,6 +24,7 @@ import numpy as np
 from kdjax import fingerprints, measure, metrics, parallel
 from kdjax.builders.encoders import Arm, Experiment, Stage, build
 from kdjax.networks import Network
+from kdjax.recipes import _export
 from kdjax.recipes.stages import (
     Runner,
     about,
@@ -209,7 +210,33 @@ def _accuracy(directory: pathlib.Path) -> float:
     return float((read_json(directory / "result.json") or {})["accuracy"])
 
 
+def run_export(experiment: Experiment, workdir: pathlib.Path, command: str) -> None:
+    """Writes the teacher and one student of the main arm as files."""
+    config = experiment.config
+    terms = {**config["encoders"]["layers"]["terms"], **config["distill"]["terms"]}
+    arm = next(one for one in experiment.arms if one.name == experiment.main_arm)
+    last = arm.stages[-1].name
+    places = {x: _directory(workdir, arm, x) / last for x in experiment.seeds}
+    seed, why = _export.best_seed(places)
+    teacher, student = workdir / "teacher", places[seed]
+    told = [f"{arm.title}: stage `{last}` after those before it.", why]
+    _export.run(
+        {
+            "teacher": _export.Trained(
+                experiment.teacher, teacher, _export.origin(config["teacher"], teacher)
+            ),
+            "student": _export.Trained(experiment.student, student, told),
+        },
+        _export.of_texts(config["dataset"]["name"], experiment.train, experiment.test),
+        config["export"],
+        workdir,
+        command=command,
+        citation=_export.citation({"terms": terms}),
+    )
+
+
 run = Runner(
     {"teacher": run_teacher, "general": run_general, "students": run_students},
     run_report,
+    {"export": run_export},
 )

@@ -158,23 +158,28 @@ def run_report(experiment: Experiment, workdir: pathlib.Path, command: str) -> N
 
 def run_export(experiment: Experiment, workdir: pathlib.Path, command: str) -> None:
     """Writes the teacher and one student as files for other runtimes."""
-    seed, why = _export.best_seed(workdir / "student", experiment.seeds)
-    student = workdir / "student" / f"seed{seed}"
-    trained = {
-        "teacher": _export.Trained(experiment.teacher, workdir / "teacher"),
-        "student": _export.Trained(experiment.student, student, why),
-    }
+    distill = experiment.config["distill"]
+    seed, why = _export.best_seed(
+        {seed: workdir / "student" / f"seed{seed}" for seed in experiment.seeds}
+    )
+    teacher, student = workdir / "teacher", workdir / "student" / f"seed{seed}"
+    told = _export.origin(experiment.config["teacher"], teacher)
+    trained = {"teacher": _export.Trained(experiment.teacher, teacher, told)}
+    told = _export.origin(experiment.config["student"], student)
+    trained["student"] = _export.Trained(
+        experiment.student, student, [*told, _export.objective(distill), why]
+    )
     if experiment.export["qat_epochs"]:
         trained["student_qat"] = _quantization_aware(
             experiment, workdir, seed, student / VARIABLES
         )
     _export.run(
         trained,
-        experiment.splits,
+        _export.of_images(experiment.splits.train, experiment.splits.test),
         experiment.export,
-        experiment.config,
         workdir,
-        command,
+        command=command,
+        citation=_export.citation(distill),
     )
 
 
@@ -187,25 +192,22 @@ def _quantization_aware(
     cache = None
     if rounded.cached:
         cache = caches.open(workdir / "cache", rounded.manifest(teacher))
+    inputs = {
+        **rounded.inputs["student"],
+        "teacher": fingerprints.fingerprint_tree(teacher),
+    }
 
     def keep(state: Any, directory: pathlib.Path) -> Mapping[str, Any]:
         keep_variables(directory, state.eval_variables)
         return {}
 
-    train(
-        rounded.student_training(seed, teacher, cache),
-        directory,
-        {
-            **rounded.inputs["student"],
-            "teacher": fingerprints.fingerprint_tree(teacher),
-        },
-        keep,
-    )
-    note = (
+    train(rounded.student_training(seed, teacher, cache), directory, inputs, keep)
+    told = [
         "The student, distilled once more with its convolutions and dense layers "
-        "rounded to eight bits."
-    )
-    return _export.Trained(experiment.student, directory, note, ("onnx", "onnx_int8"))
+        "rounded to eight bits.",
+        *_export.origin({**rounded.config["student"], "pretrained": None}, directory),
+    ]
+    return _export.Trained(experiment.student, directory, told, ("onnx", "onnx_int8"))
 
 
 def _train(

@@ -23,14 +23,14 @@ def test_the_seed_is_the_best_on_validation_after_the_last_epoch(tmp_path):
     rows(tmp_path / "seed0", 0.1, 0.7)
     rows(tmp_path / "seed3", 0.2, 0.8)
     rows(tmp_path / "seed5", 0.9, 0.6)
-    seed, why = _export.best_seed(tmp_path, (0, 3, 5))
+    seed, why = _export.best_seed({x: tmp_path / f"seed{x}" for x in (0, 3, 5)})
     assert seed == 3
     assert why.startswith("Seed 3, the best of 3 on the validation split")
     assert "80.00 %" in why
 
 
 def test_the_seed_is_the_first_where_nothing_was_held_out(tmp_path):
-    seed, why = _export.best_seed(tmp_path, (4, 7))
+    seed, why = _export.best_seed({x: tmp_path / f"seed{x}" for x in (4, 7)})
     assert (seed, why.split(":")[0]) == (4, "Seed 4, the first")
 
 
