@@ -33,9 +33,9 @@ def start_from(
     loaded = pretrained.load(path, own, optional=heads)
     new = [head for head in heads if _equal(_at(head, loaded), _at(head, own))]
     classifier = (
-        f"and a new classifier of {network.num_classes} classes ({', '.join(new)})"
+        f"with a new classifier of {network.num_classes} classes ({', '.join(new)})"
         if new
-        else "the classifier included"
+        else "its classifier included"
     )
     _say(f"The {role} starts from the weights in {path}, {classifier}.")
     return features.join(jax.tree.map(jnp.asarray, loaded), adapters)

@@ -89,6 +89,19 @@ def test_a_classifier_of_other_classes_is_new_and_that_is_said(tmp_path, role, c
     assert said.count("starts from") == 1
 
 
+def test_a_file_without_a_classifier_but_with_all_else(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    weights = _save(path)
+    layers = {"params": {"Dense_0": weights["Dense_0"]}}
+    pretrained.save_safetensors(path, layers)
+    config = _config(**{"student.pretrained": str(path)})
+    state = builders.build(config).baseline_training(0).init()
+    assert_equal(jax.device_get(state.params["Dense_0"]), weights["Dense_0"])
+    pretrained.save_safetensors(path, {"params": {"Dense_1": weights["Dense_1"]}})
+    with pytest.raises(UserError, match=r"2 are missing .* params/Dense_0/bias"):
+        builders.build(config).baseline_training(0).init()
+
+
 def test_adapters_stay_what_they_would_be(tmp_path):
     seen = {"student_features": "hidden1", "teacher_features": "hidden1"}
     term = {"loss": "hint", "weight": 1.0} | seen
