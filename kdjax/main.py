@@ -13,6 +13,7 @@ import runpy
 import shlex
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 from absl import app, flags, logging
@@ -64,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
     # Late: a mistyped flag is told at once, not after seconds of imports.
     import jax
 
-    from kdjax.recipes import RECIPES, offline, sweep
+    from kdjax.recipes import offline, sweep
     from kdjax.training import Interrupted
 
     if _DISTRIBUTED.value:
@@ -74,24 +75,7 @@ def main(argv: Sequence[str]) -> int:
     workdir = pathlib.Path(_WORKDIR.value or default_workdir())
     try:
         config = _config()
-        recipe = RECIPES.get(config.recipe)
-        if recipe is None:
-            raise UserError(
-                f"Expected config.recipe out of {', '.join(RECIPES)}, got "
-                f"{config.recipe!r}."
-            )
-        if config.sweep:
-            recipe = sweep
-        if _VERIFY.value and recipe is not offline:
-            raise UserError(
-                f"Expected --verify with the recipe 'offline' only, which has one "
-                f"cache, got {'a sweep' if config.sweep else repr(config.recipe)}."
-            )
-        if _DRY_RUN.value and recipe is not sweep:
-            raise UserError(
-                "Expected --dry_run with a sweep, which has a plan, got neither "
-                "--sweep nor config.sweep."
-            )
+        recipe = _recipe(config)
         experiment = recipe.build(config)
         stages = _STAGES.value or None
         if _DRY_RUN.value:
@@ -128,6 +112,35 @@ def _config() -> Any:
                 f"returns values by path, got {_SWEEP.value!r} ({text})."
             ) from error
     return config
+
+
+def _recipe(config: Any) -> ModuleType:
+    """The recipe that the config and the flags ask for.
+
+    Raises:
+      UserError: if there is none, or one that a flag is not for.
+    """
+    from kdjax.recipes import RECIPES, offline, sweep
+
+    recipe = RECIPES.get(config.recipe)
+    if recipe is None:
+        raise UserError(
+            f"Expected config.recipe out of {', '.join(RECIPES)}, got "
+            f"{config.recipe!r}."
+        )
+    if config.sweep:
+        recipe = sweep
+    if _VERIFY.value and recipe is not offline:
+        raise UserError(
+            f"Expected --verify with the recipe 'offline' only, which has one "
+            f"cache, got {'a sweep' if config.sweep else repr(config.recipe)}."
+        )
+    if _DRY_RUN.value and recipe is not sweep:
+        raise UserError(
+            "Expected --dry_run with a sweep, which has a plan, got neither --sweep "
+            "nor config.sweep."
+        )
+    return recipe
 
 
 def default_workdir() -> pathlib.Path:

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from kdjax import builders, features, fingerprints, networks, steps
 from kdjax import teacher_cache as caches
-from kdjax.builders import _sweep_axes
+from kdjax.builders import _shared_teacher, _sweep_axes
 from kdjax.builders._checks import expect, plain
 from kdjax.builders._networks import network
 from kdjax.builders._objectives import (
@@ -22,22 +22,19 @@ from kdjax.builders._objectives import (
     optimizer_hparams,
 )
 from kdjax.builders._parts import Parts, assemble
-from kdjax.builders._roles import Role, no_teacher, read_teacher, run_teacher
+from kdjax.builders._roles import Role, no_teacher, read_teacher
 from kdjax.builders._students import Lesson, students_loader
 from kdjax.builders._terms import Setting
 from kdjax.data import sources
 from kdjax.students import StudentsLoader
 from kdjax.training import Training
-from kdjax.types import Batch, HParams, Outputs, UserError, Values, Variables
+from kdjax.types import Batch, HParams, UserError, Variables
 
 __all__ = ["Experiment", "Group", "Options", "Row", "Stored", "build"]
 
 FORMS = ("measured", "vmap", "loop")
 # Options on which results depend; the others only say how they are come by.
 DECIDING = ("rungs", "keep", "trials", "trials_at_once")
-# Entry of a batch with the teacher's logits, where it ran once for many students; with
-# the name of a feature behind it, that feature.
-TEACHER = "teacher/"
 
 
 class Row(NamedTuple):
@@ -326,13 +323,21 @@ class _Maker:
         of = (self._role, parts.student, self._train, built)
         make = functools.partial(Role, *of, start=start)
         if self._role == "baseline":
-            return make(no_teacher), _as_it_is, _nothing
+            return make(no_teacher), _shared_teacher.as_it_is, _shared_teacher.nothing
         if cached:
             teacher_fn = functools.partial(read_teacher, parts.manifest({}).encoding)
-            teacher = _everything if built.teacher_taps else _nothing
-            return make(teacher_fn, parts.teacher), _as_it_is, teacher
-        prepare = functools.partial(_run_once, parts.teacher.apply)
-        return make(_read_prepared, parts.teacher), prepare, _everything
+            teacher = (
+                _shared_teacher.everything
+                if built.teacher_taps
+                else _shared_teacher.nothing
+            )
+            return make(teacher_fn, parts.teacher), _shared_teacher.as_it_is, teacher
+        prepare = functools.partial(_shared_teacher.run_once, parts.teacher.apply)
+        return (
+            make(_shared_teacher.read_prepared, parts.teacher),
+            prepare,
+            _shared_teacher.everything,
+        )
 
     def _stored(self) -> Stored:
         parts, train = self._parts, self._train
@@ -380,34 +385,3 @@ class _Maker:
             keep_checkpoints=config.keep_checkpoints,
             **arguments,
         )
-
-
-def _run_once(apply_fn: Any, variables: Variables, batch: Batch) -> Batch:
-    """The teacher's outputs, once for all students that see the batch."""
-    outputs = run_teacher(apply_fn, variables, batch, {})
-    found = {f"{TEACHER}{name}": x for name, x in outputs.features.items()}
-    return {**batch, **found, TEACHER: outputs.logits}
-
-
-def _read_prepared(variables: Variables, batch: Batch, values: Values) -> Outputs:
-    del variables, values
-    features = {
-        name.removeprefix(TEACHER): x
-        for name, x in batch.items()
-        if name.startswith(TEACHER) and name != TEACHER
-    }
-    return Outputs(batch[TEACHER], features)
-
-
-def _as_it_is(variables: Variables, batch: Batch) -> Batch:
-    del variables
-    return batch
-
-
-def _everything(variables: Variables) -> Variables:
-    return variables
-
-
-def _nothing(variables: Variables) -> Variables:
-    del variables
-    return {}

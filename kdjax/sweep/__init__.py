@@ -54,24 +54,18 @@ def run(
     else:
         found = [x for group in experiment.groups for x in train(group, directory)]
     baselines = [x for group in experiment.baselines for x in train(group, directory)]
-    seconds = {"sweep": time.monotonic() - started}
     everything = {
         "axes": proposals.tried(experiment, found),
         "fixed": dict(experiment.fixed),
         "rows": found,
         "baseline_rows": baselines,
         "plan": {"groups": entries, "lines": plan.lines(entries)},
-        "seconds": seconds,
+        "seconds": {"sweep": time.monotonic() - started},
     }
     rows.write(directory, everything)
-    for each in [*found, *baselines]:
-        if each["status"].startswith("diverged"):
-            print(
-                f"{each['group']}, {each['values']}, seed {each['seed']}: "
-                f"{each['status']}.",
-                flush=True,
-            )
-    finish(directory, {"students": len(found) + len(baselines), "seconds": seconds})
+    for sentence in rows.diverged([*found, *baselines]):
+        print(sentence, flush=True)
+    finish(directory, {"students": len(found) + len(baselines)})
 
 
 def make_plan(experiment: Experiment, trainer: Trainer) -> list[dict[str, Any]]:

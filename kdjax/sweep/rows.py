@@ -50,6 +50,15 @@ def row(
     }
 
 
+def diverged(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence on each student that was frozen."""
+    return [
+        f"{row['group']}, {row['values']}, seed {row['seed']}: {row['status']}."
+        for row in found
+        if row["status"].startswith("diverged")
+    ]
+
+
 def write(directory: pathlib.Path, found: Mapping[str, Any]) -> None:
     """Writes `rows.json`, and its flat part as `rows.csv`."""
     write_json(directory / NAME, found)

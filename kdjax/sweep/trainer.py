@@ -17,7 +17,7 @@ from kdjax.steps import make_predict_step
 from kdjax.sweep import pool, programs
 from kdjax.sweep.pool import GOING, Pool
 from kdjax.training import Training, fit, predict_split
-from kdjax.types import Variables
+from kdjax.types import HParams, Variables
 from kdjax.workdir import begin, finish
 
 VALIDATION = f"{BEST_METRIC}/"  # And the row: a column of metrics.jsonl.
@@ -99,15 +99,7 @@ class Trainer:
         key = (group.key, shape, tuple(which) if shape is None else ())
         if key not in self._programs:
             self._programs[key] = programs.make(group, loader, devices, which)
-        constants: Any = group.teacher(self._teacher)
-        schedules = [group.hparams[row] for row in chunk.rows]
-        if shape is None:
-            constants, hparams = (constants, tuple(schedules)), {}
-        else:
-            hparams = jax.tree.map(
-                lambda x: x.reshape(*shape, *x.shape[1:]),
-                students.stack_hparams(schedules),
-            )
+        constants, hparams = self._read(chunk, shape)
         return group.training(
             name=name or group.name,
             init=init or functools.partial(self._init, chunk),
@@ -182,6 +174,15 @@ class Trainer:
             return shape
         return len(chunk.rows), 1
 
+    def _read(self, chunk: Chunk, shape: pool.Shape) -> tuple[Any, HParams]:
+        """The constants and the schedules of a program, as its form has them."""
+        teacher = chunk.group.teacher(self._teacher)
+        schedules = [chunk.group.hparams[row] for row in chunk.rows]
+        if shape is None:
+            return (teacher, tuple(schedules)), {}
+        stacked = students.stack_hparams(schedules)
+        return teacher, jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), stacked)
+
     def _init(self, chunk: Chunk) -> Pool:
         states = [chunk.group.init(row) for row in chunk.rows]
         return pool.init(states, _frozen(chunk), self._shape(chunk))
@@ -234,7 +235,7 @@ class Trainer:
         found: dict[str, dict[str, Any]] = {}
         stopped = [int(x) for x in np.asarray(jax.device_get(state.stopped)).ravel()]
         for row, own, frozen in zip(chunk.rows, logits, stopped, strict=True):
-            scores = {
+            scores: dict[str, Any] = {
                 "test_accuracy": 100 * metrics.accuracy(own, labels),
                 "test_nll": metrics.negative_log_likelihood(own, labels),
                 "ece": 100 * metrics.expected_calibration_error(own, labels),

@@ -1,13 +1,16 @@
 """A small sweep on the digits, with its teacher and cache in place."""
 
 import importlib.util
+import json
 import pathlib
+import shutil
 
 import jax
 import pytest
 from jax.sharding import AxisType, Mesh
 
 from kdjax import default_config, parallel, sweep
+from kdjax import teacher_cache as caches
 from kdjax.recipes import offline, stages
 from kdjax.recipes import sweep as recipe
 
@@ -58,7 +61,6 @@ def make_trainer(teacher_dir):
         variables = stages.load_variables(
             experiment.offline.teacher, teacher_dir / "teacher"
         )
-        from kdjax import teacher_cache as caches
 
         def stored(which):
             return caches.open(
@@ -73,8 +75,6 @@ def make_trainer(teacher_dir):
 @pytest.fixture
 def run_sweep(teacher_dir, tmp_path):
     """Runs the stage `sweep` of a config in a work directory of its own."""
-    import json
-    import shutil
 
     def run(config, name="sweep"):
         workdir = tmp_path / name
