@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from kdjax import networks, parallel, teacher_cache
 from kdjax.builders._checks import plain
-from kdjax.builders._export import quantization_aware
+from kdjax.builders._export import in_float32, quantization_aware
 from kdjax.builders._methods import LOSSES
 from kdjax.builders._parts import Parts, assemble
 from kdjax.data import sources
@@ -48,6 +48,7 @@ class Experiment:
       loss_terms: the names of the student's terms, for the report.
       published: what the literature reports, by role, and how.
       export: the section of that name, for the stage.
+      exported: teacher and student as they are exported: in float32.
       quantization_aware: from the weights of a trained student, the experiment in
         which it learns once more, rounded to eight bits.
       config: the whole config, for the report.
@@ -73,6 +74,7 @@ class Experiment:
     loss_terms: tuple[str, ...]
     published: Mapping[str, Any]
     export: Mapping[str, Any]
+    exported: Mapping[str, networks.Network]
     quantization_aware: Callable[[pathlib.Path], "Experiment"]
     config: Mapping[str, Any]
 
@@ -107,6 +109,7 @@ def experiment(parts: Parts) -> Experiment:
         loss_terms=tuple(dict.fromkeys(["hard", "soft", *config.distill.terms])),
         published=plain(config.published),
         export=plain(config.export),
+        exported=in_float32(parts),
         quantization_aware=lambda path: experiment(quantization_aware(parts, path)),
         config=plain(config),
     )

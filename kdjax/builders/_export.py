@@ -38,6 +38,20 @@ def quantization_aware(parts: Parts, weights: pathlib.Path) -> Parts:
     )
 
 
+def in_float32(parts: Parts) -> dict[str, networks.Network]:
+    """Teacher and student as they are exported, whatever they were trained in.
+
+    Their variables are in float32 anyway, and few runtimes compute in bfloat16.
+    """
+    made = {"teacher": parts.teacher, "student": parts.student}
+    for role in made:
+        if parts.config[role].model.dtype != "float32":
+            config = parts.config[role].copy_and_resolve_references()
+            config.model.dtype = "float32"
+            made[role] = network(config, parts.splits.train, parts.devices)
+    return made
+
+
 def _plain(net: networks.Network) -> networks.Network:
     """The network, of plain operations: what rounding knows."""
 

@@ -164,10 +164,14 @@ def run_export(experiment: Experiment, workdir: pathlib.Path, command: str) -> N
     )
     teacher, student = workdir / "teacher", workdir / "student" / f"seed{seed}"
     told = _export.origin(experiment.config["teacher"], teacher)
-    trained = {"teacher": _export.Trained(experiment.teacher, teacher, told)}
+    trained = {
+        "teacher": _export.Trained(experiment.exported["teacher"], teacher, told)
+    }
     told = _export.origin(experiment.config["student"], student)
     trained["student"] = _export.Trained(
-        experiment.student, student, [*told, _export.objective(distill), why]
+        experiment.exported["student"],
+        student,
+        [*told, _export.objective(distill), why],
     )
     if experiment.export["qat_epochs"]:
         trained["student_qat"] = _quantization_aware(
@@ -207,7 +211,8 @@ def _quantization_aware(
         "rounded to eight bits.",
         *_export.origin({**rounded.config["student"], "pretrained": None}, directory),
     ]
-    return _export.Trained(experiment.student, directory, told, ("onnx", "onnx_int8"))
+    network = experiment.exported["student"]
+    return _export.Trained(network, directory, told, ("onnx", "onnx_int8"))
 
 
 def _train(

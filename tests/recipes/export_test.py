@@ -2,6 +2,8 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -84,3 +86,21 @@ def test_nothing_is_exported_before_it_is_trained(tmp_path):
     with pytest.raises(UserError, match="Expected a finished training in"):
         offline.run(offline.build(config), tmp_path, ("export",))
     assert not (tmp_path / "export").exists()
+
+
+def test_models_are_exported_in_float32_whatever_they_were_trained_in():
+    config = default_config.smoke(default_config.get_config())
+    config.student.model = dict(name="mlp", dtype="bfloat16", hidden=(8,))
+    experiment = offline.build(config)
+    assert experiment.exported["teacher"] is experiment.teacher
+    images = experiment.splits.test.take(np.arange(4))["image"]
+    variables = experiment.student.init(jax.random.key(0))
+
+    def text(network):
+        def logits(variables, images):
+            return network.apply(variables, images, train=False)[0].logits
+
+        return str(jax.make_jaxpr(logits)(variables, jnp.asarray(images)))
+
+    assert "bf16" in text(experiment.student)
+    assert "bf16" not in text(experiment.exported["student"])
