@@ -10,6 +10,7 @@ BatchNorm after a convolution multiplies whole channels of its kernel, so it can
 folded into it afterwards without a change of what is rounded to what.
 """
 
+import importlib
 from typing import Any
 
 import jax
@@ -34,13 +35,8 @@ def rounded(module: nn.Module) -> nn.Module:
       Integer-Arithmetic-Only Inference <https://arxiv.org/abs/1712.05877>`_, CVPR 2018,
       section 3.
     """
-    try:
-        import qwix
-    except ImportError as error:
-        raise UserError(
-            "Expected the package qwix for training in eight bits (export.aware), but "
-            f"it does not import ({error}): pip install 'kdjax[export]'."
-        ) from error
+    _require_qwix()
+    import qwix
 
     def round_to(x: jax.Array, **how: Any) -> jax.Array:
         values = qwix.dequantize(qwix.quantize(x, jnp.int8, **how)).astype(x.dtype)
@@ -66,3 +62,13 @@ def rounded(module: nn.Module) -> nn.Module:
             }
 
     return qwix.quantize_model(module, Rounding([qwix.QuantizationRule()]))
+
+
+def _require_qwix() -> None:
+    try:
+        importlib.import_module("qwix")
+    except ImportError as error:
+        raise UserError(
+            "Expected the package qwix to train in eight bits (export.qat_epochs), but "
+            f"it does not import ({error}): pip install 'kdjax[export]'."
+        ) from error

@@ -156,22 +156,29 @@ def run(
     if begin(directory, {"export": section, **data.fingerprints, **digests}) is None:
         examples = data.examples(settings)
         written = export.write(models, examples, directory, settings)
-        about = {
-            "name": workdir.name,
-            "command": command,
-            "dataset": data.name,
-            "num_examples": len(examples.labels),
-            "versions": measure.versions() | export.versions(),
-            "hardware": measure.hardware(),
-            "commit": measure.commit(),
-            "settings": section,
-        }
+        about = _about(workdir.name, command, data, len(examples.labels), section)
         write_json(directory / "export.json", {"about": about, **written})
         finish(directory, {"files": [one["file"] for one in written["files"]]})
     made = read_json(directory / "export.json") or {}
     export.report(made, _story(trained, digests, data, citation), directory)
     if sentence := export.exceeded(made):
         raise UserError(sentence)
+
+
+def _about(
+    name: str, command: str, data: Data, num_examples: int, section: Mapping[str, Any]
+) -> dict[str, Any]:
+    """How the figures came about."""
+    return {
+        "name": name,
+        "command": command,
+        "dataset": data.name,
+        "num_examples": num_examples,
+        "versions": measure.versions() | export.versions(),
+        "hardware": measure.hardware(),
+        "commit": measure.commit(),
+        "settings": section,
+    }
 
 
 def _model(
