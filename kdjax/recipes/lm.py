@@ -280,7 +280,6 @@ def _angles(angles: Any) -> drawing.Drawing:
         series,
         xlabel="Bytes a token",
         ylabel="Angle (degrees)",
-        xscale="log",
     )
 
 
