@@ -11,12 +11,12 @@ without the tail.
 Published, of the gradient of 50 draws: 4 degrees from the whole teacher's, where that
 of the 12 likeliest classes has 58, at 36 bytes a token for 128,000 of all logits; and
 a loss as with the whole teacher.
-Measured (seed 0 alone, two CPU cores): perplexity on the test split 20.85 of the teacher;
-of students 47.59 on text alone, 33.11 by the forward divergence, 31.81 by 50 draws,
-34.73 by TAID, 36.42 by the 18 likeliest classes with their tail, 38.19 by the skew
-divergence, 42.50 by GKD, 44.28 by the 18 likeliest classes alone, 52.03 by the reverse
-divergence. The gradient of 50 draws, at 62 bytes a token, is 8.5 degrees from the whole
-teacher's, that of the 12 likeliest classes, at 48, 38.8; with the tail 20.5.
+Measured (seed 0 alone, two CPU cores): perplexity on the test split 20.85 of the
+teacher; of students 47.59 on text alone, 33.11 by the forward divergence, 31.81 by 50
+draws, 34.73 by TAID, 36.42 by the 18 likeliest classes with their tail, 38.19 by the
+skew divergence, 42.50 by GKD, 44.28 by the 18 likeliest classes alone, 52.03 by the
+reverse divergence. The gradient of 50 draws, at 62 bytes a token, is 8.5 degrees from
+the whole teacher's, that of the 12 likeliest classes, at 48, 38.8; with the tail 20.5.
 
 Run:
   python benchmarks/fetch_data.py --out=data wikitext2
