@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import numpy as np
 
 from kdjax.export.files import replacing
@@ -73,7 +74,8 @@ def _convert(model: Model) -> Any:
     import jax2onnx
 
     try:
-        with quietly():
+        # Its own forms of operations mix dtypes, which strict users forbid.
+        with quietly(), jax.numpy_dtype_promotion("standard"):
             proto = jax2onnx.to_onnx(
                 model.traced_for_others(),
                 model.specs(),

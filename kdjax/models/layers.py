@@ -107,13 +107,22 @@ def classify(x: jax.Array, num_classes: int) -> tuple[jax.Array, jax.Array]:
 
 
 def max_pool_3x3(x: jax.Array) -> jax.Array:
-    """The 3x3 max-pooling with stride 2 after the stems of ImageNet models."""
-    return nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    """The 3x3 max-pooling with stride 2 after the stems of ImageNet models.
+
+    Of values that are not negative, such as those of a ReLU: padded by zeros.
+    """
+    return nn.max_pool(_padded(x), window_shape=(3, 3), strides=(2, 2))
 
 
 def average_pool_3x3(x: jax.Array) -> jax.Array:
     """3x3 average-pooling with stride 2, the zeros of the padding counted as values."""
-    return nn.avg_pool(x, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    sums = nn.pooling.pool(_padded(x), 0.0, jax.lax.add, (3, 3), (2, 2), "VALID")
+    return sums / 9  # nn.avg_pool divides by an integer, which strict JAX refuses.
+
+
+def _padded(x: jax.Array) -> jax.Array:
+    """Zeros on every side: jax2onnx 0.17 forgets the padding of a pooling itself."""
+    return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
 
 
 class Dropout(nn.Module):

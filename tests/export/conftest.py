@@ -8,7 +8,12 @@ from flax import linen as nn
 
 from kdjax import export, models, networks
 from kdjax.data import sources
-from kdjax.models.layers import classify, conv_norm
+from kdjax.models.layers import (
+    average_pool_3x3,
+    classify,
+    conv_norm,
+    max_pool_3x3,
+)
 from kdjax.types import Outputs
 
 SETTINGS = export.Settings(
@@ -26,7 +31,7 @@ SETTINGS = export.Settings(
 
 
 class Depthwise(nn.Module):
-    """The smallest model with a depthwise, a strided and a 1x1 convolution."""
+    """A small model with depthwise, strided and 1x1 convolutions, and poolings."""
 
     num_classes: int
 
@@ -36,6 +41,7 @@ class Depthwise(nn.Module):
         x = jnp.clip(conv_norm(images, 8, 3, strides=2, **how), 0, 6)
         x = jnp.clip(conv_norm(x, 8, 3, groups=8, **how), 0, 6)
         x = conv_norm(x, 12, 1, **how)
+        x = average_pool_3x3(max_pool_3x3(nn.relu(x)))
         return Outputs(classify(x, self.num_classes)[1])
 
 

@@ -62,8 +62,10 @@ def test_inputs_and_outputs_have_names_and_an_open_batch(written, name):
 def test_convolutions_are_convolutions_and_batchnorm_is_folded_into_them(written):
     resnet, depthwise = (kinds(written[name][1]) for name in ("resnet8", "depthwise"))
     assert (resnet["Conv"], depthwise["Conv"]) == (9, 3)
+    # None of convolutions; jax2onnx forgets a pooling's own padding.
+    assert (resnet["Pad"], depthwise["Pad"]) == (0, 2)
     for found in (resnet, depthwise):
-        assert not found.keys() & {"BatchNormalization", "Pad", "Slice", "Einsum"}
+        assert not found.keys() & {"BatchNormalization", "Slice", "Einsum"}
         assert found["Transpose"] <= 2
 
 
