@@ -1,8 +1,8 @@
 r"""Temperature, weight and learning rate, proposed by optuna a batch at a time.
 
-The axes are ranges, `(low, high)` or `(low, high, 'log')`. Every batch of proposals is a
-set of students for the same program; each trains from all of `config.seeds`, and optuna
-is told the mean of their validation accuracies.
+The axes are ranges, `(low, high)` or `(low, high, 'log')`. Every batch of proposals is
+a set of students for the same program; each trains from all of `config.seeds`, and
+optuna is told the mean of their validation accuracies.
 
 Run (needs pip install 'kdjax[optuna]'):
   python -m kdjax.main --config=configs/digits_kd.py \

@@ -28,7 +28,7 @@ class LanguageModel:
     @property
     def dim(self) -> int:
         """Of a token's state."""
-        return self.module.dim  # type: ignore[attr-defined]
+        return self.module.dim
 
     def states(self, variables: Variables, tokens: jax.Array) -> jax.Array:
         """The last hidden states, `[B, L, dim]`, float32."""
