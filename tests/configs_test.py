@@ -16,6 +16,7 @@ from PIL import Image
 
 from kdjax import builders, default_config
 from kdjax.data import augment
+from kdjax.export import formats
 from kdjax.recipes import RECIPES, offline
 from kdjax.types import UserError
 
@@ -78,8 +79,9 @@ def test_every_key_of_the_defaults_is_read():
     """A key that nothing reads would be a promise that nothing keeps."""
     files = [*(ROOT / "kdjax" / "builders").glob("*.py")]
     files.append(ROOT / "kdjax" / "recipes" / "offline.py")
-    # The section `augment` is handed over whole.
-    names = [field.name for field in dataclasses.fields(augment.Augmentation)]
+    # The sections `augment` and `export` are handed over whole.
+    whole = (augment.Augmentation, formats.Settings)
+    names = [field.name for each in whole for field in dataclasses.fields(each)]
     code = " ".join([*names, *(path.read_text() for path in files)])
     for key in _keys(default_config.get_config()):
         name = key.split(".")[-1]
