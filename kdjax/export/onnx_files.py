@@ -4,7 +4,6 @@ import contextlib
 import importlib
 import json
 import logging
-import os
 import pathlib
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from kdjax import measure
 from kdjax.export.files import replacing
 from kdjax.export.model import Arrays, Model, Predict
 from kdjax.types import UserError
@@ -122,7 +122,7 @@ def _session(path: pathlib.Path) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = measure.usable_cores()
     # Threads that wait for more work would slow down whom it is the turn of next.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return onnxruntime.InferenceSession(
