@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from kdjax import federation, losses, networks, schedules, steps
 from kdjax.builders._checks import plain
 from kdjax.builders._federation import NoBatches, shard_of
-from kdjax.builders._networks import network, optimizer_fn
+from kdjax.builders._networks import network, optimizer_fn, with_model
 from kdjax.builders._objectives import label_objective, optimizer_hparams
 from kdjax.builders._parts import Parts
 from kdjax.builders._roles import no_teacher
@@ -124,8 +124,7 @@ class _Peers:
         nets = {}
         for name, model in self.config.models.items():
             model = {k: x for k, x in model.items() if k != "clients"}
-            normalize = self.parts.config.student.normalize
-            section = ConfigDict({"model": model, "normalize": normalize})
+            section = with_model(self.parts.config.student, model)
             nets[name] = network(section, self._public, self.parts.devices)
         return nets
 

@@ -12,6 +12,14 @@ from kdjax.data import sources
 from kdjax.networks import NORMALIZATIONS, Normalization
 from kdjax.types import UserError
 
+# Keys of a section that say how its model sees images.
+SEEN_BY = ("normalize", "resize")
+
+
+def with_model(section: ConfigDict, model: Any) -> ConfigDict:
+    """Another model's section, which sees images as that of `section` does."""
+    return ConfigDict({"model": model, **{key: section[key] for key in SEEN_BY}})
+
 
 def network(
     config: ConfigDict,

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from kdjax import networks, parallel, steps, teacher_cache
 from kdjax.builders._checks import plain
-from kdjax.builders._networks import network
+from kdjax.builders._networks import network, with_model
 from kdjax.builders._parts import Parts, assemble
 from kdjax.data import sources
 from kdjax.training import Training
@@ -83,8 +83,7 @@ def build(config: ConfigDict) -> Experiment:
     chain = tuple(config.assistants.chain)
     nets = {TEACHER: parts.teacher}
     for name in chain:
-        model = config.assistants.models[name]
-        section = ConfigDict({"model": model, "normalize": config.student.normalize})
+        section = with_model(config.student, config.assistants.models[name])
         nets[name] = network(section, parts.splits.train, parts.devices)
     nets[STUDENT] = parts.student
     predict = {

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from kdjax import data_free, networks, schedules, steps
 from kdjax.builders._checks import expect, plain
 from kdjax.builders._data_free_methods import METHODS
-from kdjax.builders._networks import optimizer_fn
+from kdjax.builders._networks import SEEN_BY, optimizer_fn
 from kdjax.builders._objectives import optimizer_hparams
 from kdjax.builders._parts import Parts, assemble
 from kdjax.data import order, sources
@@ -171,7 +171,7 @@ def _inputs(parts: Parts, method: str) -> dict[str, Any]:
     return {
         "teacher": parts.teacher.description,
         "image_shape": list(parts.teacher.image_shape),
-        "student": {key: config["student"][key] for key in ("model", "normalize")},
+        "student": {key: config["student"][key] for key in ("model", *SEEN_BY)},
         "seeds": config["seeds"],
         "data_free": {key: config["data_free"][key] for key in common},
     }

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from kdjax import losses, networks, parallel, schedules, steps, teacher_cache
 from kdjax.builders._caches import Stored
 from kdjax.builders._checks import expect, plain
-from kdjax.builders._networks import network
+from kdjax.builders._networks import network, with_model
 from kdjax.builders._objectives import (
     Built,
     base_hparams,
@@ -173,7 +173,7 @@ def _parts_of(parts: Parts, model: ConfigDict) -> Parts:
     """The same experiment with another teacher; equal models share programs."""
     if model == parts.config.teacher.model:
         return parts
-    section = ConfigDict({"model": model, "normalize": parts.config.teacher.normalize})
+    section = with_model(parts.config.teacher, model)
     net = network(section, parts.splits.train, parts.devices)
     predict = parts.devices.predict_program(steps.make_predict_step(net.apply))
     predicts = {**parts.predict, "teacher": predict}

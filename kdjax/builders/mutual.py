@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from kdjax import cohorts, losses, networks, schedules
 from kdjax.builders._checks import expect, plain
-from kdjax.builders._networks import network
+from kdjax.builders._networks import network, with_model
 from kdjax.builders._objectives import Built, label_objective, optimizer_hparams
 from kdjax.builders._parts import Parts, assemble
 from kdjax.builders._roles import Role
@@ -119,9 +119,7 @@ def _roles(parts: Parts, models: Sequence[ConfigDict]) -> dict[str, Role]:
     roles = {}
     for model in models:
         if _key(model) not in roles:
-            section = ConfigDict(
-                {"model": model, "normalize": config.student.normalize}
-            )
+            section = with_model(config.student, model)
             net = network(section, parts.splits.train, parts.devices)
             roles[_key(model)] = Role(
                 "peer", net, config.student.train, built, cohorts.read_peers

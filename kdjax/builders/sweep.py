@@ -13,7 +13,7 @@ from kdjax import builders, features, fingerprints, networks, steps
 from kdjax import teacher_cache as caches
 from kdjax.builders import _shared_teacher, _sweep_axes
 from kdjax.builders._checks import expect, plain
-from kdjax.builders._networks import network
+from kdjax.builders._networks import SEEN_BY, network
 from kdjax.builders._objectives import (
     Built,
     Sides,
@@ -257,7 +257,7 @@ class _Maker:
     def __init__(self, parts: Parts, role: str, config: ConfigDict):
         student = parts.student
         same = [plain(x.student) for x in (config, parts.config)]
-        if any(same[0][key] != same[1][key] for key in ("model", "normalize")):
+        if any(same[0][key] != same[1][key] for key in ("model", *SEEN_BY)):
             student = network(config.student, parts.splits.train, parts.devices)
         self._base = parts
         self._parts = dataclasses.replace(
