@@ -50,7 +50,7 @@ ENCODERS = {*SETTINGS} & {
     "tinybert_hidden",
 }
 # The others train in the slow suite.
-QUICK = {"crd", "srrl"}
+QUICK = {"srrl"}
 
 
 def _config(name):
