@@ -21,8 +21,8 @@ with a narrower MobileNetV2: teacher 79.34, student alone 64.60, distilled 67.35
 1910.10699, table 2). On ImageNet without distillation, torchvision: ResNet-50 76.13
 (weights other than these), MobileNetV2 71.88 %.
 
-Measured: not to the end with any of these. With 48 images at 32x32, which trains nothing,
-all stages ran, and both ONNX files said what their models say.
+Measured: not to the end with any of these. With 48 images at 32x32, which trains
+nothing, all stages ran, and both ONNX files said what their models say.
 
 Run:
   python benchmarks/fetch_data.py --out=data \
