@@ -27,17 +27,42 @@ def render(report: Mapping[str, Any]) -> str:
 
     Everything that came from outside (names, notes, commands, the config) is escaped.
     """
+    return fill(
+        report,
+        tables=table.tables(report),
+        drawings=figures.drawings(report),
+        details=_details(report),
+        footer=footer(report),
+        tiles=_tiles(report),
+        soft_labels=_soft_labels(report),
+    )
+
+
+def fill(
+    report: Mapping[str, Any],
+    *,
+    tables: Iterable[Table],
+    drawings: Iterable[drawing.Drawing],
+    details: Iterable[str],
+    footer: Iterable[str],
+    tiles: Iterable[str] = (),
+    soft_labels: str = "",
+) -> str:
+    """The page of any report: its name, headline and findings, and these parts of it.
+
+    Everything but tables and drawings is given as markup.
+    """
     fields = {
         "title": escape(report["name"]),
         "style": STYLE,
         "headline": headline(report["headline"]),
-        "tiles": "".join(_tiles(report)),
+        "tiles": "".join(tiles),
         "findings": "".join(finding(found) for found in report["findings"]),
-        "tables": "".join(table_section(entry) for entry in table.tables(report)),
-        "figures": "".join(figure(d) for d in figures.drawings(report)),
-        "soft_labels": _soft_labels(report),
-        "details": "".join(_details(report)),
-        "footer": "".join(footer(report)),
+        "tables": "".join(table_section(entry) for entry in tables),
+        "figures": "".join(figure(entry) for entry in drawings),
+        "soft_labels": soft_labels,
+        "details": "".join(details),
+        "footer": "".join(footer),
     }
     return string.Template(TEMPLATE).substitute(fields)
 

@@ -1,7 +1,6 @@
 """A study as a table, in the terminal and on one HTML page that needs nothing else."""
 
 import json
-import string
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +8,6 @@ from rich.console import Console
 
 from kdjax.report import page
 from kdjax.report.drawing import Drawing
-from kdjax.report.page_style import STYLE, TEMPLATE
 from kdjax.report.quantities import (
     DASH,
     band_text,
@@ -22,19 +20,13 @@ from kdjax.report.table import Cell, Table, print_parts
 
 def render(report: Mapping[str, Any], drawings: Sequence[Drawing]) -> str:
     """The page; everything that came from outside is escaped."""
-    fields = {
-        "title": page.escape(report["name"]),
-        "style": STYLE,
-        "headline": page.headline(report["headline"]),
-        "tiles": "",
-        "findings": "".join(page.finding(found) for found in report["findings"]),
-        "tables": page.table_section(main_table(report)),
-        "figures": "".join(page.figure(drawing) for drawing in drawings),
-        "soft_labels": "",
-        "details": "".join(_details(report)),
-        "footer": "".join(_footer(report)),
-    }
-    return string.Template(TEMPLATE).substitute(fields)
+    return page.fill(
+        report,
+        tables=[main_table(report)],
+        drawings=drawings,
+        details=_details(report),
+        footer=_footer(report),
+    )
 
 
 def print_table(report: Mapping[str, Any], console: Console) -> None:

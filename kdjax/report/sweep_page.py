@@ -1,13 +1,11 @@
 """A sweep as tables, in the terminal and on one HTML page that needs nothing else."""
 
 import json
-import string
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kdjax.report import page
 from kdjax.report.drawing import Drawing
-from kdjax.report.page_style import STYLE, TEMPLATE
 from kdjax.report.quantities import DASH, METRICS, duration, interval, number
 from kdjax.report.sweep_rows import text, titles
 from kdjax.report.table import Cell, Table
@@ -18,19 +16,13 @@ MOST_ROWS, MOST_PRINTED = 30, 10
 
 def render(report: Mapping[str, Any], drawings: Sequence[Drawing]) -> str:
     """The page; everything that came from outside is escaped."""
-    fields = {
-        "title": page.escape(report["name"]),
-        "style": STYLE,
-        "headline": page.headline(report["headline"]),
-        "tiles": "",
-        "findings": "".join(page.finding(found) for found in report["findings"]),
-        "tables": page.table_section(main_table(report)),
-        "figures": "".join(page.figure(drawing) for drawing in drawings),
-        "soft_labels": "",
-        "details": "".join(_details(report)),
-        "footer": "".join(page.footer({**report, "seeds": _seeds(report)})),
-    }
-    return string.Template(TEMPLATE).substitute(fields)
+    return page.fill(
+        report,
+        tables=[main_table(report)],
+        drawings=drawings,
+        details=_details(report),
+        footer=page.footer({**report, "seeds": _seeds(report)}),
+    )
 
 
 def label(report: Mapping[str, Any], entry: Mapping[str, Any]) -> str:
