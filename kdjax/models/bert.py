@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from kdjax.models.attention import attend, check_heads
 from kdjax.models.layers import Dropout
 from kdjax.types import Outputs
 
@@ -100,10 +101,7 @@ class Bert(nn.Module):
                 f"Expected at most max_positions={self.max_positions} tokens, got "
                 f"{tokens.shape}."
             )
-        if self.dim % self.heads:
-            raise ValueError(
-                f"Expected heads that divide dim {self.dim}, got {self.heads}."
-            )
+        check_heads(self.dim, self.heads)
 
 
 class Block(nn.Module):
@@ -126,28 +124,14 @@ class Block(nn.Module):
         inner = {
             name: dense(dim, name=name)(x) for name in ("queries", "keys", "values")
         }
-        q, k, v = inner.values()
-        attended, inner["scores"] = self._attend(q, k, v, mask)
+        attended, inner["scores"] = attend(
+            *inner.values(), heads=self.heads, mask=mask, drop=self.drop
+        )
         attended = dense(dim, name="attended")(attended)
         x = _norm(self.dtype, "attended_norm")(x + self.drop(attended))
         hidden = nn.gelu(dense(self.hidden, name="hidden")(x), approximate=False)
         x = x + self.drop(dense(dim, name="output")(hidden))
         return _norm(self.dtype, "output_norm")(x), inner
-
-    def _attend(
-        self, queries: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """Values averaged by the softmax of scores, and the scores."""
-        q, k, v = (
-            x.reshape(*x.shape[:-1], self.heads, -1) for x in (queries, keys, values)
-        )
-        scores = jnp.einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k)
-        # Finite, for the rows of a text without a token, which fills up a batch.
-        lowest = jnp.finfo(jnp.float32).min
-        masked = jnp.where(mask[:, None, None], scores.astype(jnp.float32), lowest)
-        weights = self.drop(jax.nn.softmax(masked)).astype(scores.dtype)
-        attended = jnp.einsum("bhqk,bkhd->bqhd", weights, v)
-        return attended.reshape(queries.shape), scores
 
 
 def _norm(dtype: Any, name: str) -> nn.LayerNorm:

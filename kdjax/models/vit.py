@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from kdjax.models.attention import attend, check_heads
 from kdjax.models.convolutions import Conv
 from kdjax.models.layers import torch_uniform
 from kdjax.types import Outputs
@@ -96,10 +97,7 @@ class ViT(nn.Module):
                 f"Expected a patch_size that divides images {images.shape[1:3]}, got "
                 f"{self.patch_size}."
             )
-        if self.dim % self.heads:
-            raise ValueError(
-                f"Expected heads that divide dim {self.dim}, got {self.heads}."
-            )
+        check_heads(self.dim, self.heads)
 
 
 class Block(nn.Module):
@@ -121,17 +119,6 @@ class Block(nn.Module):
         hidden = nn.gelu(dense(4 * dim)(_norm(self.dtype)(x)), approximate=False)
         names = "queries", "keys", "values", "scores"
         return x + dense(dim)(hidden), dict(zip(names, (*inner, scores), strict=True))
-
-
-def attend(
-    queries: jax.Array, keys: jax.Array, values: jax.Array, *, heads: int
-) -> tuple[jax.Array, jax.Array]:
-    """Values averaged by the softmax of scores, `[B, L, dim]`; `[B, heads, L, L]`."""
-    q, k, v = (x.reshape(*x.shape[:-1], heads, -1) for x in (queries, keys, values))
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k)
-    weights = jax.nn.softmax(scores.astype(jnp.float32)).astype(scores.dtype)
-    attended = jnp.einsum("bhqk,bkhd->bqhd", weights, v)
-    return attended.reshape(queries.shape), scores
 
 
 def _norm(dtype: Any) -> nn.LayerNorm:
