@@ -12,6 +12,7 @@ from kdjax import networks, parallel, teacher_cache
 from kdjax.builders._checks import plain
 from kdjax.builders._export import in_float32, quantization_aware
 from kdjax.builders._methods import LOSSES
+from kdjax.builders._networks import network
 from kdjax.builders._parts import Parts, assemble
 from kdjax.data import sources
 from kdjax.training import Training
@@ -109,7 +110,11 @@ def experiment(parts: Parts) -> Experiment:
         loss_terms=tuple(dict.fromkeys(["hard", "soft", *config.distill.terms])),
         published=plain(config.published),
         export=plain(config.export),
-        exported=in_float32(parts),
+        exported=in_float32(
+            {"teacher": parts.teacher, "student": parts.student},
+            config,
+            lambda section: network(section, parts.splits.train, parts.devices),
+        ),
         quantization_aware=lambda path: experiment(quantization_aware(parts, path)),
         config=plain(config),
     )

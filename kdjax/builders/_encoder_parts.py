@@ -39,6 +39,7 @@ class Corpora:
       validation: with labels; may be empty.
       test: with labels.
       corpus: for the general stage, without labels; may be empty.
+      tokenizer: of the `tokenizers` library.
       vocabulary: a digest of what the tokens stand for.
       vocabulary_size: how many there are.
     """
@@ -47,6 +48,7 @@ class Corpora:
     validation: Texts
     test: Texts
     corpus: Texts
+    tokenizer: Any
     vocabulary: str
     vocabulary_size: int
 
@@ -77,6 +79,7 @@ def read(config: ConfigDict) -> Corpora:
         validation=tokenized(written.validation),
         test=tokenized(written.test),
         corpus=tokenized(unlabelled),
+        tokenizer=made,
         vocabulary=text_sources.digest(made),
         vocabulary_size=made.get_vocab_size(),
     )

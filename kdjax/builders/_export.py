@@ -2,9 +2,11 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from kdjax import networks, steps
 from kdjax.builders._networks import network
@@ -38,17 +40,26 @@ def quantization_aware(parts: Parts, weights: pathlib.Path) -> Parts:
     )
 
 
-def in_float32(parts: Parts) -> dict[str, networks.Network]:
-    """Teacher and student as they are exported, whatever they were trained in.
+def in_float32(
+    trained: Mapping[str, networks.Network],
+    config: ConfigDict,
+    make: Callable[[ConfigDict], networks.Network],
+) -> dict[str, networks.Network]:
+    """Models as they are exported, whatever they were trained in.
 
     Their variables are in float32 anyway, and few runtimes compute in bfloat16.
+
+    Args:
+      trained: by role.
+      config: with a section for each role.
+      make: a model of such a section.
     """
-    made = {"teacher": parts.teacher, "student": parts.student}
+    made = dict(trained)
     for role in made:
-        if parts.config[role].model.dtype != "float32":
-            config = parts.config[role].copy_and_resolve_references()
-            config.model.dtype = "float32"
-            made[role] = network(config, parts.splits.train, parts.devices)
+        if config[role].model.dtype != "float32":
+            section = config[role].copy_and_resolve_references()
+            section.model.dtype = "float32"
+            made[role] = make(section)
     return made
 
 

@@ -32,7 +32,7 @@ class Seen(NamedTuple):
     chunk_size: int
 
 
-LossFn = Callable[[Seen], jax.Array]
+LossFn = Callable[..., jax.Array]
 
 
 class Method(NamedTuple):
@@ -41,18 +41,23 @@ class Method(NamedTuple):
     Attributes:
       title: for the report.
       reads: what of the teacher: its 'hidden' states, 'draws' or 'top' classes.
-      fn: the loss of each token, `[B, L]`.
+      loss: of `kdjax.losses`.
+      apply: calls it on what a batch has; returns the loss of each token, `[B, L]`.
     """
 
     title: str
     reads: str
-    fn: LossFn
+    loss: LossFn
+    apply: Callable[[LossFn, Seen], jax.Array]
+
+    def fn(self, seen: Seen) -> jax.Array:
+        return self.apply(self.loss, seen)
 
 
-def _of_states(loss_fn: Callable[..., jax.Array], *names: str) -> LossFn:
-    """A loss of hidden states, at the temperature, and the values of `names`."""
+def _of_states(*names: str) -> Callable[[LossFn, Seen], jax.Array]:
+    """A loss of hidden states takes the temperature, and the values of `names`."""
 
-    def fn(seen: Seen) -> jax.Array:
+    def apply(loss_fn: LossFn, seen: Seen) -> jax.Array:
         temperature = seen.values["temperature"]
         arguments = {name: seen.values[name] for name in names}
         loss = loss_fn(
@@ -66,11 +71,11 @@ def _of_states(loss_fn: Callable[..., jax.Array], *names: str) -> LossFn:
         )
         return temperature**2 * loss
 
-    return fn
+    return apply
 
 
-def _taid(seen: Seen) -> jax.Array:
-    return losses.linear_taid_loss(
+def _taid(loss_fn: LossFn, seen: Seen) -> jax.Array:
+    return loss_fn(
         seen.hidden,
         seen.kernel,
         *seen.teacher,
@@ -80,9 +85,9 @@ def _taid(seen: Seen) -> jax.Array:
     )
 
 
-def _random_sampling(seen: Seen) -> jax.Array:
+def _random_sampling(loss_fn: LossFn, seen: Seen) -> jax.Array:
     ids, counts = losses.unpack_sparse_targets(seen.teacher[tokens.DRAWS])
-    return losses.linear_sparse_soft_target_loss(
+    return loss_fn(
         seen.hidden,
         seen.kernel,
         ids,
@@ -93,8 +98,8 @@ def _random_sampling(seen: Seen) -> jax.Array:
     )
 
 
-def _top_k(with_tail: bool) -> LossFn:
-    def fn(seen: Seen) -> jax.Array:
+def _top_k(with_tail: bool) -> Callable[[LossFn, Seen], jax.Array]:
+    def apply(loss_fn: LossFn, seen: Seen) -> jax.Array:
         top, indices, tail = (
             seen.teacher[name]
             for name in (tokens.TOP_LOGITS, tokens.TOP_INDICES, tokens.TAIL)
@@ -102,7 +107,7 @@ def _top_k(with_tail: bool) -> LossFn:
         temperature = seen.values["temperature"]
         # A cache is finite; and without the tail the classes stand for all.
         has_tail = with_tail & (tail > jnp.finfo(tail.dtype).min)
-        loss = losses.linear_sparse_top_k_kl(
+        loss = loss_fn(
             seen.hidden,
             seen.kernel,
             # Stored divided by the temperature.
@@ -115,28 +120,44 @@ def _top_k(with_tail: bool) -> LossFn:
         )
         return temperature**2 * loss
 
-    return fn
+    return apply
 
 
 METHODS: Mapping[str, Method] = {
-    "forward_kl": Method("Forward KL", "hidden", _of_states(losses.linear_forward_kl)),
-    "reverse_kl": Method("Reverse KL", "hidden", _of_states(losses.linear_reverse_kl)),
+    "forward_kl": Method(
+        "Forward KL", "hidden", losses.linear_forward_kl, _of_states()
+    ),
+    "reverse_kl": Method(
+        "Reverse KL", "hidden", losses.linear_reverse_kl, _of_states()
+    ),
     "skew_forward_kl": Method(
-        "Skew forward KL", "hidden", _of_states(losses.linear_skew_forward_kl, "skew")
+        "Skew forward KL", "hidden", losses.linear_skew_forward_kl, _of_states("skew")
     ),
     "skew_reverse_kl": Method(
-        "Skew reverse KL", "hidden", _of_states(losses.linear_skew_reverse_kl, "skew")
+        "Skew reverse KL", "hidden", losses.linear_skew_reverse_kl, _of_states("skew")
     ),
     "jensen_shannon": Method(
-        "Jensen-Shannon", "hidden", _of_states(losses.linear_jensen_shannon, "beta")
+        "Jensen-Shannon", "hidden", losses.linear_jensen_shannon, _of_states("beta")
     ),
     "gkd": Method(
-        "GKD, on-policy", "hidden", _of_states(losses.linear_jensen_shannon, "beta")
+        "GKD, on-policy", "hidden", losses.linear_jensen_shannon, _of_states("beta")
     ),
-    "taid": Method("TAID", "hidden", _taid),
-    "random_sampling": Method("Random sampling", "draws", _random_sampling),
-    "top_k_tail": Method("Top-k with tail", "top", _top_k(with_tail=True)),
-    "top_k": Method("Top-k, renormalised", "top", _top_k(with_tail=False)),
+    "taid": Method("TAID", "hidden", losses.linear_taid_loss, _taid),
+    "random_sampling": Method(
+        "Random sampling",
+        "draws",
+        losses.linear_sparse_soft_target_loss,
+        _random_sampling,
+    ),
+    "top_k_tail": Method(
+        "Top-k with tail", "top", losses.linear_sparse_top_k_kl, _top_k(with_tail=True)
+    ),
+    "top_k": Method(
+        "Top-k, renormalised",
+        "top",
+        losses.linear_sparse_top_k_kl,
+        _top_k(with_tail=False),
+    ),
 }
 
 ON_POLICY = ("gkd",)

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from kdjax import features, fingerprints, networks, parallel, pretrained, steps
 from kdjax.builders._checks import check, expect, plain
 from kdjax.builders._encoder_parts import HEADS, EncoderParts, encoder, read
+from kdjax.builders._export import in_float32
 from kdjax.builders._layer_maps import MAPS, mapped
 from kdjax.builders._starts import digests
 from kdjax.builders._trainings import Trainings
@@ -72,6 +73,8 @@ class Experiment:
     Attributes:
       teacher: the large network.
       student: the small one.
+      exported: both as they are exported: in float32.
+      tokenizer: of the `tokenizers` library.
       seeds: one student of each arm for every seed.
       arms: ways of training the student.
       test: the split that all are judged on.
@@ -92,6 +95,8 @@ class Experiment:
 
     teacher: networks.Network
     student: networks.Network
+    exported: Mapping[str, networks.Network]
+    tokenizer: Any
     seeds: tuple[int, ...]
     arms: tuple[Arm, ...]
     test: Texts
@@ -120,6 +125,17 @@ def build(config: ConfigDict) -> Experiment:
     return Experiment(
         teacher=parts.teacher,
         student=parts.student,
+        exported=in_float32(
+            {"teacher": parts.teacher, "student": parts.student},
+            config,
+            lambda section: encoder(
+                section,
+                parts.corpora,
+                config.encoders.lengths[-1],
+                parts.trainings.devices,
+            ),
+        ),
+        tokenizer=parts.corpora.tokenizer,
         seeds=tuple(config.seeds),
         arms=arms,
         test=parts.corpora.test,

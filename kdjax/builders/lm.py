@@ -13,6 +13,7 @@ from kdjax import fingerprints, networks, parallel, pretrained
 from kdjax import teacher_cache as caches
 from kdjax.builders import _lm_caches, _lm_evaluation, _lm_methods
 from kdjax.builders._checks import check, plain
+from kdjax.builders._export import in_float32
 from kdjax.builders._lm_parts import METHODS, check_settings, language_model, read
 from kdjax.builders._lm_steps import Lesson, OnPolicy, Taid
 from kdjax.builders._networks import optimizer_fn
@@ -36,6 +37,7 @@ class Experiment:
         students see.
       teacher: the large model.
       student: the small one.
+      exported: both as they are exported: in float32.
       seeds: one student of each method and one baseline each.
       methods: by which students learn.
       reads: what of the teacher each method reads from a cache; those that are not
@@ -51,6 +53,7 @@ class Experiment:
       angles: from the student's and the teacher's variables to the angles of the
         gradients of sparse teachers.
       complete: from a role and variables to texts of greedy continuations.
+      losses: of `kdjax.losses`, by method.
       batch_size: of the teacher pass.
       inputs: by kind of training, what its result depends on; JSON-able.
       config: the whole config, for the report.
@@ -60,6 +63,7 @@ class Experiment:
     windows: Mapping[str, np.ndarray]
     teacher: networks.Network
     student: networks.Network
+    exported: Mapping[str, networks.Network]
     seeds: tuple[int, ...]
     methods: tuple[str, ...]
     reads: Mapping[str, str]
@@ -72,6 +76,7 @@ class Experiment:
     evaluate: Callable[[str, Variables, np.ndarray], dict[str, float]]
     angles: Callable[[Variables, Variables], dict]
     complete: Callable[[str, Variables], list[str]]
+    losses: Mapping[str, Callable[..., jax.Array]]
     batch_size: int
     inputs: Mapping[str, Mapping[str, Any]]
     config: Mapping[str, Any]
@@ -93,6 +98,11 @@ def build(config: ConfigDict) -> Experiment:
         windows=windows,
         teacher=made.teacher.network,
         student=made.student.network,
+        exported=in_float32(
+            {"teacher": made.teacher.network, "student": made.student.network},
+            config,
+            lambda section: language_model(section, tokenizer).network,
+        ),
         seeds=tuple(config.seeds),
         methods=tuple(config.lm.methods),
         reads=made.reads,
@@ -107,6 +117,7 @@ def build(config: ConfigDict) -> Experiment:
         evaluate=made.evaluate,
         angles=made.angles,
         complete=made.complete,
+        losses={name: _lm_methods.METHODS[name].loss for name in config.lm.methods},
         batch_size=config.teacher.train.batch_size,
         inputs=made.inputs(),
         config=plain(config),

@@ -79,7 +79,18 @@ def _deviations(made: Mapping[str, Any]) -> str:
     largest = max(one["max_logit"] for one in made["files"])
     return (
         f"The largest difference of a logit from that of the model in JAX (the largest "
-        f"logit is {largest:.3g}): {found}."
+        f"logit is {largest:.3g}): {found}. The mean negative log-likelihood of the "
+        f"labels, in nats: {_likelihoods(made)}."
+    )
+
+
+def _likelihoods(made: Mapping[str, Any]) -> str:
+    in_jax = [
+        f"{ROLES[role]} in JAX {made['models'][role]['nll']:.4f}"
+        for role in _roles(made)
+    ]
+    return ", ".join(
+        in_jax + [f"`{one['file']}` {one['nll']:.4f}" for one in made["files"]]
     )
 
 
@@ -107,12 +118,18 @@ def _signatures(made: Mapping[str, Any]) -> Iterator[str]:
         )
         yield (
             f"{ROLES[role]}, {model['network']}: {inputs} to `logits` float32, "
-            f"one for each of {len(model['class_names'])} classes: "
-            f"{', '.join(model['class_names'])}. {_about_inputs(model)} "
+            f"{_about_outputs(model)}. {_about_inputs(model)} "
             f"{si(model['parameters'])} parameters"
             + (f", {si(model['flops'])} FLOPs" if model["flops"] else "")
             + f", accuracy {number(model['accuracy'])} % in JAX."
         )
+
+
+def _about_outputs(model: Mapping[str, Any]) -> str:
+    names = model["class_names"]
+    if not names:
+        return "at each place one for each token of `tokenizer.json` that may follow"
+    return f"one for each of {len(names)} classes: {', '.join(names)}"
 
 
 def _about_inputs(model: Mapping[str, Any]) -> str:

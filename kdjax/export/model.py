@@ -43,7 +43,7 @@ class Model:
       inputs: by name, in the order in which `logits` takes them.
       logits: from the variables and the inputs to logits, in inference mode. What is
         done to raw pixels is part of it.
-      class_names: of the logits, for those who read the file.
+      class_names: of the logits, for those who read the file; none: tokens.
       formats: in which it is written; none: in all that are wanted.
       longest: the most tokens of a text, where there are tokens.
     """

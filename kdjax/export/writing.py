@@ -23,7 +23,7 @@ class Examples(NamedTuple):
 
     Attributes:
       test: inputs by name, `[N, ...]`.
-      labels: of these, `[N]`.
+      labels: of these, `[N]`, or `[N, L]` of the tokens in running text.
       calibration: inputs of the training split, by name.
     """
 
@@ -98,6 +98,7 @@ def _describe(model: Model, truth: np.ndarray, labels: np.ndarray) -> dict[str, 
         "parameters": measure.count_parameters(model.variables),
         "flops": measure.count_flops(model.closed(), *specs),
         "accuracy": _accuracy(truth, labels),
+        "nll": _nll(truth, labels),
     }
 
 
@@ -129,6 +130,7 @@ def _one(
         "accuracy_difference": difference,
         "allowed_difference": made.points,
         "within": is_within(difference, made.points),
+        "nll": _nll(logits, examples.labels),
         "max_deviation": float(np.abs(logits - truth).max()),
         "max_logit": float(np.abs(truth).max()),
         "agreement": 100 * float(np.mean(logits.argmax(-1) == truth.argmax(-1))),
@@ -142,6 +144,14 @@ def is_within(difference: float, points: float) -> bool:
 
 def _accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     return 100 * float(np.mean(logits.argmax(axis=-1) == labels))
+
+
+def _nll(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The mean negative log-likelihood of the labels, in nats."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    normalizer = np.log(np.exp(shifted).sum(axis=-1))
+    chosen = np.take_along_axis(shifted, labels[..., None].astype(np.int64), axis=-1)
+    return float(np.mean(normalizer - chosen[..., 0], dtype=np.float64))
 
 
 def _time(

@@ -117,7 +117,7 @@ class Decoder(nn.Module):
         del train
         tokens = jnp.asarray(inputs["tokens"])
         mask = inputs.get("mask", jnp.ones(tokens.shape, bool))
-        places = jnp.arange(tokens.shape[-1])
+        places = _places(tokens.shape[-1])
         hidden, features, _ = self._run(tokens, mask, _positions(mask), mask, places)
         return Outputs(self._logits(hidden), features)
 
@@ -133,7 +133,7 @@ class Decoder(nn.Module):
             mask = jnp.ones(tokens.shape, bool)
         before = jnp.sum(cache.mask, axis=-1, keepdims=True, dtype=jnp.int32)
         seen = jax.lax.dynamic_update_slice_in_dim(cache.mask, mask, cache.length, 1)
-        places = cache.length + jnp.arange(tokens.shape[-1])
+        places = cache.length + _places(tokens.shape[-1])
         positions = jnp.maximum(before + _count(mask), 1) - 1
         hidden, _, past = self._run(tokens, mask, positions, seen, places, cache)
         keys, values = zip(*past, strict=True)
@@ -171,7 +171,7 @@ class Decoder(nn.Module):
             x = x + self.positions(positions)
         else:
             angles = _angles(positions, self.dim // self.heads, self.rope_theta)
-        causal = places[:, None] >= jnp.arange(seen.shape[-1])[None]
+        causal = places[:, None] >= _places(seen.shape[-1])[None]
         visible = causal[None, None] & seen[:, None, None, :]
         features, past = {"embeddings": x}, []
         for i, block in enumerate(self.blocks):
@@ -282,6 +282,11 @@ def head_kernel(variables: Variables) -> jax.Array:
 def _norm(style: str, epsilon: float, dtype: Any, name: str | None = None) -> Any:
     kind = nn.LayerNorm if style == "gpt2" else nn.RMSNorm
     return kind(epsilon=epsilon, dtype=dtype, name=name)
+
+
+def _places(length: Any) -> jax.Array:
+    """0, 1 and so on; a length may be a symbol, of which jax2onnx has no `arange`."""
+    return jax.lax.iota(jnp.int32, length)
 
 
 def _count(mask: jax.Array) -> jax.Array:

@@ -47,6 +47,7 @@ class Data:
       counts: their examples.
       examples: of both, as many as the settings ask for.
       longest: the most tokens of a text.
+      tokenizer: of the `tokenizers` library, where there are tokens.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Data:
     counts: Mapping[str, int]
     examples: Callable[[export.Settings], export.Examples]
     longest: int | None = None
+    tokenizer: Any = None
 
 
 def of_images(train: sources.Source, test: sources.Source) -> Data:
@@ -78,7 +80,7 @@ def of_images(train: sources.Source, test: sources.Source) -> Data:
     )
 
 
-def of_texts(name: str, train: Texts, test: Texts) -> Data:
+def of_texts(name: str, train: Texts, test: Texts, tokenizer: Any) -> Data:
     """Texts, likewise, all padded to the longest of both splits."""
     longest = max(train.tokens.shape[1], test.tokens.shape[1])
 
@@ -104,6 +106,36 @@ def of_texts(name: str, train: Texts, test: Texts) -> Data:
         {"train": len(train), "test": len(test)},
         examples,
         longest,
+        tokenizer,
+    )
+
+
+def of_windows(name: str, train: np.ndarray, test: np.ndarray, tokenizer: Any) -> Data:
+    """Running text, `[N, length + 1]`: each token's label is the one after it."""
+    length = test.shape[1] - 1
+
+    def inputs(windows: np.ndarray, most: int) -> dict[str, np.ndarray]:
+        tokens = windows[spread(len(windows), most), :-1]
+        return {"tokens": tokens, "mask": np.ones(tokens.shape, bool)}
+
+    def examples(settings: export.Settings) -> export.Examples:
+        return export.Examples(
+            inputs(test, settings.test_examples),
+            test[spread(len(test), settings.test_examples), 1:],
+            inputs(train, settings.calibration),
+        )
+
+    return Data(
+        name,
+        (),
+        {
+            "train": fingerprints.fingerprint_tree(train),
+            "test": fingerprints.fingerprint_tree(test),
+        },
+        {"train": len(train), "test": len(test)},
+        examples,
+        length,
+        tokenizer,
     )
 
 
@@ -156,6 +188,8 @@ def run(
     if begin(directory, {"export": section, **data.fingerprints, **digests}) is None:
         examples = data.examples(settings)
         written = export.write(models, examples, directory, settings)
+        if data.tokenizer is not None:
+            data.tokenizer.save(str(directory / "tokenizer.json"))
         about = _about(workdir.name, command, data, len(examples.labels), section)
         write_json(directory / "export.json", {"about": about, **written})
         finish(directory, {"files": [one["file"] for one in written["files"]]})
@@ -208,6 +242,8 @@ def _story(
         f"fingerprint `{data.fingerprints[name]}`."
         for name in ("train", "test")
     ]
+    if data.tokenizer is not None:
+        facts.append("* `tokenizer.json` makes tokens of texts.")
     return export.Story(told, ["\n".join(facts)], citation)
 
 

@@ -223,11 +223,18 @@ def run_export(experiment: Experiment, workdir: pathlib.Path, command: str) -> N
     _export.run(
         {
             "teacher": _export.Trained(
-                experiment.teacher, teacher, _export.origin(config["teacher"], teacher)
+                experiment.exported["teacher"],
+                teacher,
+                _export.origin(config["teacher"], teacher),
             ),
-            "student": _export.Trained(experiment.student, student, told),
+            "student": _export.Trained(experiment.exported["student"], student, told),
         },
-        _export.of_texts(config["dataset"]["name"], experiment.train, experiment.test),
+        _export.of_texts(
+            config["dataset"]["name"],
+            experiment.train,
+            experiment.test,
+            experiment.tokenizer,
+        ),
         config["export"],
         workdir,
         command=command,

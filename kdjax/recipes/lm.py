@@ -10,6 +10,8 @@ The stages `teacher`, `cache`, `student`, `baseline`, `angles` and `report`:
       cache/hidden, draws, top/  what the students read of the teacher
       angles/                    result.json: gradients of sparse teachers
       report/                    report.html, report.json, figures
+
+The stage `export` writes the teacher and the best student as files.
 """
 
 import functools
@@ -19,9 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from kdjax import fingerprints, parallel
+from kdjax import citations, fingerprints, losses, parallel
 from kdjax import teacher_cache as caches
 from kdjax.builders.lm import METHODS, Experiment, build
+from kdjax.recipes import _export
 from kdjax.recipes.stages import (
     Runner,
     about,
@@ -324,6 +327,49 @@ def _result(directory: pathlib.Path) -> Any:
     return read_json(directory / "result.json")
 
 
+def run_export(experiment: Experiment, workdir: pathlib.Path, command: str) -> None:
+    """Writes the teacher and the best student as files: next tokens of whole texts."""
+    config = experiment.config
+    kinds = {"baseline": workdir / "baseline"} | {
+        method: workdir / "student" / method for method in experiment.methods
+    }
+    nll = {
+        (kind, seed): result["validation"]["nll"]
+        for kind, directory in kinds.items()
+        for seed, result in _results(experiment, directory).items()
+    }
+    kind, seed = min(nll, key=lambda one: nll[one])
+    teacher, student = workdir / "teacher", kinds[kind] / f"seed{seed}"
+    told = [
+        f"Learned from: {METHODS.get(kind, 'text alone')}.",
+        f"Seed {seed}, the best of {len(nll)} on the validation split "
+        f"({nll[kind, seed]:.4f} nats a token).",
+    ]
+    exported = experiment.exported
+    _export.run(
+        {
+            "teacher": _export.Trained(
+                exported["teacher"],
+                teacher,
+                _export.origin(config["teacher"], teacher),
+            ),
+            "student": _export.Trained(exported["student"], student, told),
+        },
+        _export.of_windows(
+            config["dataset"]["name"],
+            experiment.windows["student"],
+            experiment.windows["test"],
+            experiment.tokenizer,
+        ),
+        config["export"],
+        workdir,
+        command=command,
+        citation=citations.citation(
+            [losses.soft_target_loss, *experiment.losses.values()]
+        ),
+    )
+
+
 run = Runner(
     {
         "teacher": run_teacher,
@@ -333,4 +379,5 @@ run = Runner(
         "angles": run_angles,
     },
     run_report,
+    {"export": run_export},
 )

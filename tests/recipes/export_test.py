@@ -1,15 +1,20 @@
 """The stage `export` of a run: which student, what is said of it, when not again."""
 
+import importlib
 import json
+import pathlib
+import runpy
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax import default_config
+from kdjax import default_config, pretrained
 from kdjax.recipes import _export, offline
 from kdjax.types import UserError
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
 
 def rows(directory, *accuracies):
@@ -104,3 +109,34 @@ def test_models_are_exported_in_float32_whatever_they_were_trained_in():
 
     assert "bf16" in text(experiment.student)
     assert "bf16" not in text(experiment.exported["student"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lm_kd", "tinybert"])
+def test_a_model_of_texts_is_exported_with_its_tokenizer(name, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    tokenizers = pytest.importorskip("tokenizers")
+    config = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]("smoke")
+    config.seeds = (0,)
+    config.export.update(runs=3)
+    made = importlib.import_module(f"kdjax.recipes.{config.recipe}")
+    made.run(made.build(config), tmp_path, None)
+    made.run(made.build(config), tmp_path, ("export",))
+    text = "Nothing here is worth a second look."
+    tokenizer = tokenizers.Tokenizer.from_file(
+        str(tmp_path / "export" / "tokenizer.json")
+    )
+    tokens = np.array([tokenizer.encode(text).ids[:8]], np.int32)
+    path = tmp_path / "export" / "student" / "model.onnx"
+    session = onnxruntime.InferenceSession(str(path))
+    feed = {"tokens": tokens, "mask": np.ones(tokens.shape, bool)}
+    (logits,) = session.run(["logits"], feed)
+    network = made.build(config).exported["student"]
+    (weights,) = (tmp_path / "export").glob("student/model.safetensors")
+    variables = pretrained.load(weights, network.init(jax.random.key(0)))
+    inputs = jax.tree.map(jnp.asarray, feed)
+    expected = network.apply(variables, inputs, train=False)[0].logits
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    card = (tmp_path / "export" / "README.md").read_text()
+    for words in ("tokenizer.json", "mean negative log-likelihood", "bibtex"):
+        assert words in card

@@ -1,17 +1,10 @@
 """A sweep that is killed and run again ends with the same bits as one that was not."""
 
 import json
-import os
-import pathlib
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
 SWEEP = """
 def get_sweep(variant=""):
     return {
@@ -23,50 +16,7 @@ def get_sweep(variant=""):
 """
 # Each is a moment that some file betrays, in the order in which they come.
 MOMENTS = ("student0/**/metrics.jsonl", "student0/**/checkpoints/[0-9]*", "rows.json")
-
-
-def _start(workdir, sweep, form):
-    return subprocess.Popen(
-        [
-            *(sys.executable, "-m", "kdjax.main"),
-            "--config=configs/mnist_kd.py:smoke",
-            "--config.eval_every_epochs=1",
-            f"--config.sweep_options.form={form}",
-            "--config.sweep_options.rungs=(1,3)",
-            "--config.sweep_options.max_students=12",
-            f"--sweep={sweep}",
-            f"--workdir={workdir}",
-            "--stages=sweep",
-        ],
-        cwd=ROOT,
-        env={k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-        | {
-            "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "xla"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def _finish(process):
-    output, _ = process.communicate(timeout=900)
-    assert process.returncode == 0, output
-    assert "Traceback" not in output
-
-
-def _kill_after(process, directory, pattern):
-    """Kills the process once a new file of the pattern is there; whether it did."""
-    before = set(directory.glob(pattern))
-    while process.poll() is None:
-        if set(directory.glob(pattern)) - before:
-            process.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.005)
-    process.communicate()
-    return process.returncode == -signal.SIGKILL
+CONFIG = "--config=configs/mnist_kd.py:smoke"
 
 
 def _results(directory):
@@ -83,34 +33,32 @@ def _results(directory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["vmap", "loop"])
-def test_killed_and_run_again_equals_uninterrupted(form, tmp_path):
+def test_killed_and_run_again_equals_uninterrupted(form, runs, tmp_path):
     sweep = tmp_path / "axes.py"
     sweep.write_text(SWEEP)
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    for workdir in (whole, killed):
-        workdir.mkdir()
-    process = subprocess.run(
-        [
-            *(sys.executable, "-m", "kdjax.main"),
-            "--config=configs/mnist_kd.py:smoke",
+
+    def start(workdir):
+        return runs.start(
+            CONFIG,
+            "--config.eval_every_epochs=1",
+            f"--config.sweep_options.form={form}",
+            "--config.sweep_options.rungs=(1,3)",
+            "--config.sweep_options.max_students=12",
             f"--sweep={sweep}",
-            f"--workdir={whole}",
-            "--stages=teacher,cache",
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0, process.stderr
-    shutil.rmtree(killed)
+            f"--workdir={workdir}",
+            "--stages=sweep",
+        )
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    flags = f"--sweep={sweep}", f"--workdir={whole}", "--stages=teacher,cache"
+    runs.finish(runs.start(CONFIG, *flags))
     shutil.copytree(whole, killed)
-    _finish(_start(whole, sweep, form))
+    runs.finish(start(whole))
     kills = [
-        _kill_after(_start(killed, sweep, form), killed / "sweep", pattern)
-        for pattern in MOMENTS
+        runs.kill_when(start(killed), killed / "sweep", pattern) for pattern in MOMENTS
     ]
     assert sum(kills) >= 2, "the sweep came to its end before it was killed"
-    _finish(_start(killed, sweep, form))
+    runs.finish(start(killed))
     expected, found = _results(whole / "sweep"), _results(killed / "sweep")
     assert len(expected["rows.json"]["rows"]) == 24
     assert found.keys() == expected.keys()
