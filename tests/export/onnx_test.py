@@ -1,13 +1,17 @@
 """ONNX files: what is in them, and that they say what the model says."""
 
 import collections
+import dataclasses
 
+import jax
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 
+from kdjax import export, models, networks
 from kdjax.export import onnx_files, quantization
+from kdjax.models.decoder import DECODERS
 from tests.export.conftest import images, model, truth
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -139,3 +143,23 @@ def test_the_metadata_of_a_file_are_those_of_its_eight_bits(written, tmp_path):
         onnx.load(tmp_path / "int8.onnx").metadata_props
         == onnx.load(path).metadata_props
     )
+
+
+@pytest.mark.parametrize("style", ["llama", "gpt2"])
+def test_a_decoder_reads_texts_of_any_number_and_length(style, tmp_path):
+    module = models.create(
+        style, num_classes=20, among=DECODERS, dim=16, depth=1, heads=2
+    )
+    network = networks.of_tokens(module, name=style, num_classes=20, vocabulary="")
+    variables = network.init(jax.random.key(0))
+    one = export.of_network("student", network, variables)
+    onnx_files.write(dataclasses.replace(one, longest=9), tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    for shape in ((1, 9), (3, 4)):
+        tokens = np.arange(np.prod(shape), dtype=np.int32).reshape(shape) % 20
+        mask = np.ones(shape, bool)
+        mask[-1, 2:] = False  # Padding after a text changes nothing before it.
+        feed = {"tokens": tokens, "mask": mask}
+        (logits,) = session.run(None, feed)
+        expected = jax.jit(one.logits)(variables, *feed.values())
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-6)

@@ -4,10 +4,11 @@ import dataclasses
 import json
 import re
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax import export, pretrained
+from kdjax import export, losses, pretrained
 from kdjax.export import files, formats, onnx_files, writing
 from kdjax.report import quantities
 from kdjax.types import UserError
@@ -47,9 +48,13 @@ def test_what_is_said_of_a_file_is_what_the_model_does(exported, models, example
         logits = truth(one, examples.test["images"])
         accuracy = 100 * np.mean(logits.argmax(-1) == examples.labels)
         assert made["models"][one.role]["accuracy"] == pytest.approx(accuracy)
+        nll = losses.cross_entropy(*map(jnp.asarray, (logits, examples.labels)))
+        nll = float(nll.mean())
+        assert made["models"][one.role]["nll"] == pytest.approx(nll, rel=1e-5)
         for entry in made["files"]:
             if entry["role"] == one.role and "int8" not in entry["format"]:
                 assert entry["accuracy"] == pytest.approx(accuracy)
+                assert entry["nll"] == pytest.approx(nll, rel=1e-3)
                 assert entry["max_deviation"] < 1e-4 < entry["max_logit"]
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax import default_config, pretrained
+from kdjax import default_config, export, pretrained
 from kdjax.recipes import _export, offline
 from kdjax.types import UserError
 
@@ -46,6 +46,19 @@ def test_examples_are_spread_evenly_and_no_example_twice():
     assert (ids[0], ids[-1], len(set(ids))) == (0, 999, 10)
     assert np.ptp(np.diff(ids)) <= 1
     np.testing.assert_array_equal(_export.spread(5, 10), np.arange(5))
+
+
+def test_a_label_in_running_text_is_the_token_after():
+    train, test = (np.arange(n * 6).reshape(n, 6) for n in (7, 4))
+    data = _export.of_windows("a book", train, test, None)
+    config = default_config.get_config().export
+    config.update(test_examples=3, calibration=2)
+    found = data.examples(export.Settings(**config))
+    np.testing.assert_array_equal(found.test["tokens"] + 1, found.labels)
+    assert found.test["tokens"].shape == found.test["mask"].shape == (3, 5)
+    assert found.test["mask"].all()
+    np.testing.assert_array_equal(found.calibration["tokens"], train[[0, 6], :-1])
+    assert (data.longest, data.counts) == (5, {"train": 7, "test": 4})
 
 
 @pytest.fixture(scope="module")
