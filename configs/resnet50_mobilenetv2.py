@@ -9,8 +9,8 @@ same weights, adapted by labels alone.
 Variants:
   ''        all of CIFAR-10, for one accelerator
   scratch   likewise, the student from random weights, for three times as long
-  short     2,500 images to train on and 2,500 to test, 64x64 pixels, three seeds: about
-            25 minutes of two CPU cores
+  short     2,500 images to train on and 2,500 to test, 64x64 pixels (96x96 for the
+            teacher), three seeds: about 20 minutes of two CPU cores
   imagenet  ImageNet itself at 224x224 pixels, the teacher as it is, the student from
             random weights by the protocol of torchvision's references
   smoke     seconds, on the embedded digits, with small networks
@@ -21,8 +21,11 @@ with a narrower MobileNetV2: teacher 79.34, student alone 64.60, distilled 67.35
 1910.10699, table 2). On ImageNet without distillation, torchvision: ResNet-50 76.13
 (weights other than these), MobileNetV2 71.88 %.
 
-Measured: not to the end with any of these. With 48 images at 32x32, which trains
-nothing, all stages ran, and both ONNX files said what their models say.
+Measured (short, seeds 0 to 2, two CPU cores, 2,500 test images): teacher 83.64 %,
+student 78.95 +- 0.27, by labels alone 78.52 +- 0.46: +0.43 (-0.23 to +1.09), on 3 of 3
+seeds. With 64x64 pixels, 2 epochs and a third of the learning rate the teacher had come
+to 69.52 %, and cost its students 3.44 points (2.56 to 4.32): a teacher that knows less
+than labels teach is worse than none. The other variants have not been run.
 
 Run:
   python benchmarks/fetch_data.py --out=data \
@@ -95,7 +98,9 @@ def _short(config: config_dict.ConfigDict) -> None:
         model.resize = 64
         model.train.batch_size = 32
         model.train.augment.crop_padding = 0
-    config.teacher.train.num_epochs = 2
+    config.teacher.resize = 96  # More than its student: at 64 it learned less.
+    config.teacher.train.num_epochs = 3
+    config.teacher.train.learning_rate.base = 3e-4
     config.student.train.num_epochs = 4
     config.student.train.num_views = 2  # Of which each is shown twice.
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import io
 import json
 import logging
 import pathlib
@@ -137,7 +138,8 @@ def quietly() -> Iterator[None]:
     level, disabled = root.level, logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        yield
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
     finally:
         logging.disable(disabled)
         root.setLevel(level)
