@@ -112,6 +112,7 @@ def _roles(made: Mapping[str, Any]) -> list[str]:
 def _signatures(made: Mapping[str, Any]) -> Iterator[str]:
     for role in _roles(made):
         model = made["models"][role]
+        unit = " a token" if "tokens" in model["inputs"] else ""
         inputs = ", ".join(
             f"`{name}` {dtype} `[{', '.join(str(size) for size in shape)}]`"
             for name, (shape, dtype) in model["inputs"].items()
@@ -120,7 +121,7 @@ def _signatures(made: Mapping[str, Any]) -> Iterator[str]:
             f"{ROLES[role]}, {model['network']}: {inputs} to `logits` float32, "
             f"{_about_outputs(model)}. {_about_inputs(model)} "
             f"{si(model['parameters'])} parameters"
-            + (f", {si(model['flops'])} FLOPs" if model["flops"] else "")
+            + (f", {si(model['flops'])} FLOPs{unit}" if model["flops"] else "")
             + f", accuracy {number(model['accuracy'])} % in JAX."
         )
 
