@@ -11,12 +11,15 @@ without the tail.
 Published, of the gradient of 50 draws: 4 degrees from the whole teacher's, where that
 of the 12 likeliest classes has 58, at 36 bytes a token for 128,000 of all logits; and
 a loss as with the whole teacher.
-Measured (seed 0 alone, two CPU cores): perplexity on the test split 20.85 of the
-teacher; of students 47.59 on text alone, 33.11 by the forward divergence, 31.81 by 50
-draws, 34.73 by TAID, 36.42 by the 18 likeliest classes with their tail, 38.19 by the
-skew divergence, 42.50 by GKD, 44.28 by the 18 likeliest classes alone, 52.03 by the
-reverse divergence. The gradient of 50 draws, at 62 bytes a token, is 8.5 degrees from
-the whole teacher's, that of the 12 likeliest classes, at 48, 38.8; with the tail 20.5.
+Measured (seeds 0 to 4, two CPU cores): perplexity on the test split 20.85 of the
+teacher; of students 47.82 +- 0.99 on text alone, 29.98 +- 3.43 by the forward
+divergence, 31.04 +- 2.80 by 50 draws, 33.36 +- 3.01 by the 18 likeliest classes with
+their tail, 34.04 +- 1.49 by TAID, 43.02 +- 4.38 by the skew divergence, 43.11 +- 1.20
+by GKD, 43.61 +- 3.93 by the 18 likeliest classes alone, 52.45 +- 10.48 by the reverse
+divergence. Accepted: a validation loss by draws at most 0.01 nats above that by the
+whole teacher: missed, +0.030 (-0.065 to 0.126). The gradient of 50 draws, at 62 bytes a
+token, is 8.5 degrees from the whole teacher's (accepted: at most 10: met), that of the
+12 likeliest classes, at 48, 38.8; with the tail 20.5.
 
 Run:
   python benchmarks/fetch_data.py --out=data wikitext2
@@ -45,7 +48,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
         raise ValueError(f"Expected variant '', 'smollm2' or 'smoke', got {variant!r}.")
 
     config = default_config.get_config("lm")
-    config.seeds = (0, 1, 2)
+    config.seeds = (0, 1, 2, 3, 4)
     config.log_every_steps = 50
     config.eval_every_epochs = 1000  # At the end: each evaluation saves a checkpoint.
     config.checkpoint_every_steps = 400
