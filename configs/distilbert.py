@@ -10,7 +10,9 @@ to test).
 
 Published: DistilBERT 77.0 on the GLUE dev sets, 96.9 % of BERT-base's 79.5, with 66 of
 109 million parameters; without soft targets and cosine together 2.96 points less.
-Measured: not run with this setting.
+Measured (3,000 of the sentences by --config.dataset.max_examples=3000, seed 0, two CPU
+cores): teacher 80.68 %, DistilBERT 76.55 % or 94.9 % of that (accepted: 96: missed),
+without the cosine 76.36, labels alone 75.80.
 
 Run:
   pip install -e '.[text]'

@@ -25,10 +25,10 @@ epochs, divided by 10 at 30 and 45.
     --config.dataset.path=data/cifar10.npz
 
 Measured (K = 2, five seeds, one NVIDIA H200, commit 12dfddd): alone 92.18 +- 0.11,
-together 92.33 +- 0.13, +0.14 (-0.05 to 0.33): missed, the interval holds 0. With a fifth
-of the images, a quarter of the epochs and smaller CNNs (seeds 0 to 2, two CPU cores):
-K = 3 -0.27 (-0.48 to -0.07), K = 4 -0.21 (-0.35 to -0.08), mixed -0.29 (-0.44 to
--0.14). CIFAR-10 was not run.
+together 92.33 +- 0.13, +0.14 (-0.05 to 0.33): missed, the interval holds 0. With a
+fifth of the images, a quarter of the epochs and smaller CNNs (seeds 0 to 2, two CPU
+cores): K = 3 -0.27 (-0.48 to -0.07), K = 4 -0.21 (-0.35 to -0.08), mixed -0.29 (-0.44
+to -0.14): missed. CIFAR-10 was not run.
 
 Try it in seconds, on any machine, without a download (on the embedded digits):
   python -m kdjax.main --config=configs/mutual.py:smoke
