@@ -21,7 +21,7 @@ teacher's 79.5 on the GLUE test sets (77.0), 9.4 times as fast with 7.5 times fe
 parameters.
 Measured (seeds 0 to 2, two CPU cores): teacher 76.55 %; uniform map 75.58 +- 0.20, top
 75.42 +- 0.19, bottom 75.11 +- 0.27, without layers 75.02 +- 1.05, labels alone 75.33 +-
-0.68: in the paper's order, and no difference told from 0.
+0.68: the uniform map first, no layers last, and no difference told from 0.
 Measured (minilm, 3,000 sentences by --config.dataset.max_examples=3000, seeds 0 and 1):
 teacher 80.68 %; uniform map 77.95 +- 0.93, 96.6 % of it; top 76.45 +- 0.40, bottom
 75.47 +- 0.46, without layers 76.13 +- 0.07, labels alone 77.30 +- 0.00.

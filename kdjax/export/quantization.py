@@ -1,6 +1,7 @@
 """Eight bits by onnxruntime's own quantiser, after the training."""
 
 import pathlib
+import re
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -45,11 +46,35 @@ def write(source: pathlib.Path, path: pathlib.Path, calibration: Arrays) -> None
                 calibrate_method=quantization.CalibrationMethod.Percentile,
             )
         else:
-            quantization.quantize_dynamic(source, target, per_channel=True)
+            known = onnx.load(source)
+            _name_products(known)
+            quantization.quantize_dynamic(known, target, per_channel=True)
         quantized = onnx.load(target)
     del quantized.metadata_props[:]
     quantized.metadata_props.extend(proto.metadata_props)
     onnx_files.save(quantized, path)
+
+
+def _name_products(proto: Any) -> None:
+    """Calls products with a matrix `MatMul`: the quantiser would leave others as is.
+
+    Those are `Gemm` without a bias, and `Einsum` such as `abc,cd->abd`.
+    """
+    for node in proto.graph.node:
+        values = {one.name: one for one in node.attribute}
+        if node.op_type == "Gemm" and len(node.input) == 2:
+            plain = not any(values[x].i for x in ("transA", "transB") if x in values)
+            plain = plain and ("alpha" not in values or values["alpha"].f == 1)
+        elif node.op_type == "Einsum" and len(node.input) == 2:
+            equation = values["equation"].s.decode().replace(" ", "")
+            left, right, made = re.split(",|->", equation)
+            plain = len(right) == 2 and left[-1] == right[0]
+            plain = plain and made == left[:-1] + right[1]
+        else:
+            plain = False
+        if plain:
+            node.op_type = "MatMul"
+            del node.attribute[:]
 
 
 def _reader(calibration: Arrays) -> Any:

@@ -163,3 +163,9 @@ def test_a_decoder_reads_texts_of_any_number_and_length(style, tmp_path):
         (logits,) = session.run(None, feed)
         expected = jax.jit(one.logits)(variables, *feed.values())
         np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-6)
+    quantization.write(tmp_path / "model.onnx", tmp_path / "int8.onnx", {})
+    products = kinds(tmp_path / "int8.onnx")
+    assert products["MatMulInteger"] == {"llama": 6, "gpt2": 5}[style]
+    assert not products["Gemm"] + products["Einsum"]
+    (rounded,) = onnxruntime.InferenceSession(tmp_path / "int8.onnx").run(None, feed)
+    assert 0 < np.abs(rounded - expected).max() < 0.01
