@@ -3,6 +3,7 @@
 const worker = new Worker("worker.js", { type: "module" });
 const waiting = new Map();
 let calls = 0;
+let broken = null; // The error of a worker that does not load, once that is known.
 
 worker.onmessage = ({ data: { id, result, error } }) => {
   const { resolve, reject } = waiting.get(id);
@@ -12,12 +13,13 @@ worker.onmessage = ({ data: { id, result, error } }) => {
 };
 
 worker.onerror = () => {
-  const error = new Error("Expected worker.js beside this page, but it does not load.");
-  for (const { reject } of waiting.values()) reject(error);
+  broken = new Error("Expected worker.js beside this page, but it does not load.");
+  for (const { reject } of waiting.values()) reject(broken);
   waiting.clear();
 };
 
 function call(action, args) {
+  if (broken) return Promise.reject(broken);
   const id = ++calls;
   return new Promise((resolve, reject) => {
     waiting.set(id, { resolve, reject });
