@@ -13,6 +13,7 @@ from kdjax import citations, export, fingerprints, measure, metric_writers
 from kdjax.checkpoints import BEST_METRIC
 from kdjax.data import sources
 from kdjax.data.text import Texts
+from kdjax.export.files import replacing
 from kdjax.networks import Network
 from kdjax.recipes.stages import load_variables
 from kdjax.types import UserError
@@ -189,7 +190,8 @@ def run(
         examples = data.examples(settings)
         written = export.write(models, examples, directory, settings)
         if data.tokenizer is not None:
-            data.tokenizer.save(str(directory / "tokenizer.json"))
+            with replacing(directory / "tokenizer.json") as temporary:
+                data.tokenizer.save(str(temporary))
         about = _about(workdir.name, command, data, len(examples.labels), section)
         write_json(directory / "export.json", {"about": about, **written})
         finish(directory, {"files": [one["file"] for one in written["files"]]})

@@ -151,6 +151,5 @@ def test_a_model_of_texts_is_exported_with_its_tokenizer(name, tmp_path):
     expected = network.apply(variables, inputs, train=False)[0].logits
     np.testing.assert_allclose(logits, expected, atol=1e-5)
     card = (tmp_path / "export" / "README.md").read_text()
-    words_of_all = ("tokenizer.json", "negative log-likelihood", "FLOPs a token")
-    for words in words_of_all:
+    for words in ("tokenizer.json", "negative log-likelihood", "FLOPs a token"):
         assert words in card
