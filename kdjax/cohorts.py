@@ -2,10 +2,11 @@
 
 Each peer minimises a loss of its own, in which the others' predictions on the same
 batch stand in for a teacher's. Peers of one architecture are one stacked `TrainState`,
-mapped over with `jax.vmap`; several architectures are several such groups.
+mapped over; several architectures are several such groups.
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax import losses
+from kdjax import losses, members
 from kdjax.steps import TrainState, TrainStep
 from kdjax.types import ApplyFn, Batch, Outputs, Values, Variables
 
@@ -93,13 +94,11 @@ def make_train_step(groups: Sequence[Group], *, update: str) -> TrainStep:
 
 
 def _simultaneous(groups, state, constants, batch, hparams):
-    logits = _in_order(
-        [
-            jax.vmap(lambda peer, g=group: _predict(g, peer, batch, state.step))(peers)
-            for group, peers in zip(groups, state.groups, strict=True)
-        ],
-        groups,
-    )
+    own = []
+    for group, peers in zip(groups, state.groups, strict=True):
+        predict = members.vmap(functools.partial(_predict, group), (0, None, None))
+        own.append(predict(peers, batch, state.step))
+    logits = _in_order(own, groups)
     new, metrics = [], []
     for group, peers in zip(groups, state.groups, strict=True):
         seen = jnp.stack([_others(logits, k) for k in group.members])
@@ -108,7 +107,7 @@ def _simultaneous(groups, state, constants, batch, hparams):
             own_batch = {**batch, "peer_logits": peer_logits}
             return group.train_step(peer, constants, own_batch, hparams)
 
-        updated, means = jax.vmap(one)(peers, seen)
+        updated, means = members.vmap(one, (0, 0))(peers, seen)
         new.append(updated)
         metrics.append(means)
     return tuple(new), jax.tree.map(lambda *x: jnp.concatenate(x), *metrics)
@@ -126,7 +125,7 @@ def _alternating(groups, state, constants, batch, hparams):
         peers[k], means = group_of[k].train_step(peer, constants, own_batch, hparams)
         logits[k] = _predict(group_of[k], peers[k], batch, state.step)
         metrics.append(means)
-    return _stack(peers, groups), jax.tree.map(lambda *x: jnp.stack(x), *metrics)
+    return _stack(peers, groups), members.stack(metrics)
 
 
 def _predict(group: Group, peer: TrainState, batch: Batch, step: Any) -> jax.Array:
@@ -152,15 +151,12 @@ def _in_order(stacks: Sequence[Any], groups: Sequence[Group]) -> jax.Array:
 def _stack(
     peers: Sequence[TrainState], groups: Sequence[Group]
 ) -> tuple[TrainState, ...]:
-    return tuple(
-        jax.tree.map(lambda *x: jnp.stack(x), *(peers[k] for k in group.members))
-        for group in groups
-    )
+    return tuple(members.stack([peers[k] for k in group.members]) for group in groups)
 
 
 def _unstack(stacks: Sequence[TrainState], groups: Sequence[Group]) -> list[TrainState]:
     found = {
-        k: jax.tree.map(lambda x, i=i: x[i], stack)
+        k: members.member(stack, i)
         for stack, group in zip(stacks, groups, strict=True)
         for i, k in enumerate(group.members)
     }
@@ -179,15 +175,17 @@ def make_predict_step(groups: Sequence[Group]) -> Any:
     """
 
     def predict_step(variables, images):
-        stacks = [
-            jax.vmap(
-                lambda own, g=group: g.apply_fn(own, images, train=False)[0].logits
-            )(own)
-            for group, own in zip(groups, variables["groups"], strict=True)
-        ]
+        stacks = []
+        for group, own in zip(groups, variables["groups"], strict=True):
+            predict = members.vmap(functools.partial(_predict_logits, group), (0, None))
+            stacks.append(predict(own, images))
         return jnp.moveaxis(_in_order(stacks, groups), 0, 1)
 
     return predict_step
+
+
+def _predict_logits(group: Group, variables: Variables, images: Any) -> jax.Array:
+    return group.apply_fn(variables, images, train=False)[0].logits
 
 
 def scores(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:

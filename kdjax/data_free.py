@@ -17,6 +17,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
+from kdjax import members
 from kdjax.objectives import Objective
 from kdjax.optimizers import OptimizerFn
 from kdjax.steps import Metrics, TrainState, hyperparameters
@@ -140,18 +141,6 @@ def _pixels(images: Any, mean: Sequence[float], std: Sequence[float]) -> jax.Arr
     return 255 * (images * scale + shift)
 
 
-@jax.jit
-def stack(states: Sequence[TrainState]) -> TrainState:
-    """The states of several seeds, as one."""
-    return jax.tree.map(lambda *x: jnp.stack(x), *states)
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def member(states: TrainState, index: int) -> TrainState:
-    """That of one seed."""
-    return jax.tree.map(lambda x: x[index], states)
-
-
 def make_train_step(
     models: Models, method: Method
 ) -> Callable[..., tuple[DataFreeState, Metrics]]:
@@ -167,7 +156,7 @@ def make_train_step(
       over batch and seeds, of the student's last update.
     """
 
-    of_all_seeds = jax.vmap(
+    of_all_seeds = members.vmap(
         functools.partial(_of_a_seed, models, method), in_axes=(0, 0, 1, None, None)
     )
 

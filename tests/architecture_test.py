@@ -12,7 +12,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "kdjax"
 # written does no harm; a module without a name fails.
 ROWS = (
     ("losses", "types", "timing"),
-    ("schedules", "fingerprints", "metrics"),
+    ("schedules", "fingerprints", "metrics", "members"),
     ("objectives", "models", "data", "teacher_cache"),
     (
         "adapters",

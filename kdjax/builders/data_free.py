@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from kdjax import data_free, networks, schedules, steps
+from kdjax import data_free, members, networks, schedules, steps
 from kdjax.builders._checks import expect, plain
 from kdjax.builders._data_free_methods import METHODS
 from kdjax.builders._networks import SEEN_BY, optimizer_fn
@@ -238,8 +238,8 @@ def _init(parts: Parts, models: Models, hparams: HParams) -> DataFreeState:
         makers.append(steps.init_state(variables, models.generator_optimizer, own, rng))
     return DataFreeState(
         step=jnp.zeros((), jnp.int32),
-        student=data_free.stack(students),
-        generator=data_free.stack(makers),
+        student=members.stack(students),
+        generator=members.stack(makers),
     )
 
 
@@ -277,12 +277,12 @@ def _evaluate(parts: Parts, state: DataFreeState) -> dict[str, float]:
     return {
         f"{name}_seed{seed}": value
         for i, seed in enumerate(parts.config.seeds)
-        for name, value in evaluate(data_free.member(state.student, i)).items()
+        for name, value in evaluate(members.member(state.student, i)).items()
     }
 
 
 def _images(generator: Generator, state: DataFreeState) -> np.ndarray:
-    first = jax.device_get(data_free.member(state.generator, 0))
+    first = jax.device_get(members.member(state.generator, 0))
     shape = (NUM_SHOWN, *generator.noise_shape)
     key = order.purpose_key(0, order.Purpose.NOISE)
     variables = {"params": first.params, **first.model_state}

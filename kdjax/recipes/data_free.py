@@ -26,7 +26,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from kdjax import data_free, fingerprints, metric_writers, parallel, pretrained
+from kdjax import fingerprints, members, metric_writers, parallel, pretrained
 from kdjax.builders.data_free import Arm, Experiment, build
 from kdjax.data_free import DataFreeState
 from kdjax.recipes import stages as common
@@ -127,11 +127,11 @@ def _keep_all(
     """Writes the models of every seed; how the students do is the arm's result."""
     accuracies = {}
     for i, seed in enumerate(experiment.seeds):
-        student = data_free.member(state.student, i).eval_variables
+        student = members.member(state.student, i).eval_variables
         accuracies[str(seed)] = experiment.accuracy("student", student)
         models = {"student": student}
         if not arm.on_noise:
-            models["generator"] = data_free.member(state.generator, i).eval_variables
+            models["generator"] = members.member(state.generator, i).eval_variables
         if parallel.is_main_process():
             for name, variables in models.items():
                 path = directory / f"{name}{seed}.safetensors"

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax import data_free, losses, training
+from kdjax import data_free, losses, members, training
 from kdjax.builders._data_free_methods import METHODS
 from kdjax.builders._parts import assemble
 from kdjax.recipes import data_free as recipe
@@ -72,7 +72,7 @@ def _step(made, state):
 
 
 def _members(state, index):
-    return tuple(data_free.member(x, index) for x in (state.student, state.generator))
+    return tuple(members.member(x, index) for x in (state.student, state.generator))
 
 
 def _mlp(params, x, layers=2):
