@@ -116,6 +116,18 @@ def fit(training: Training, directory: pathlib.Path) -> tuple[Any, Checkpoints]:
       UserError: if the loss is not finite, or the newest checkpoint is damaged.
     """
     checkpoints = Checkpoints(directory / "checkpoints", keep=training.keep_checkpoints)
+    try:
+        state = _run(training, directory, checkpoints)
+        checkpoints.wait()
+    except BaseException:
+        # Whoever tries again in this process must not meet a save under way.
+        checkpoints.close()
+        raise
+    return state, checkpoints
+
+
+def _run(training: Training, directory: pathlib.Path, checkpoints: Checkpoints) -> Any:
+    """The steps that are left; returns the final state."""
     state, start = _restore_or_init(training, checkpoints)
     constants, hparams = training.parallel.replicate(
         (training.constants, training.hparams)
@@ -151,10 +163,9 @@ def fit(training: Training, directory: pathlib.Path) -> tuple[Any, Checkpoints]:
                 guard.last_row()  # A state after a NaN is not worth keeping.
                 checkpoints.save(step, state, _scores(row))
             if interrupted and step < training.num_steps:
-                checkpoints.close()
+                checkpoints.wait()
                 raise Interrupted(f"{training.name} is saved at step {step}.")
-    checkpoints.wait()
-    return state, checkpoints
+    return state
 
 
 def split_evaluator(
