@@ -325,7 +325,8 @@ def test_a_killed_training_tells_the_same(tmp_path, step):
         training.fit(changed, tmp_path / "killed")
     # Nothing is being written still, which a second training here would run into.
     left = [x.name for x in (tmp_path / "killed/checkpoints").iterdir()]
-    assert left and all(name.isdecimal() for name in left)
+    assert left
+    assert all(name.isdecimal() for name in left)
     _, saved = training.fit(made, tmp_path / "killed")
     saved.close()
     assert _rows(tmp_path / "killed") == _rows(tmp_path / "whole")

@@ -8,6 +8,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, ScalarLike
 
 from kdjax.losses import _checks, _embeddings, _masking, _numerics
 
+_INT = jnp.int32  # Of places in the training set, with 64-bit numbers on too.
+
 
 class CRDMemory(NamedTuple):
     """What `crd_loss` remembers of all training examples; part of a checkpoint.
@@ -81,7 +83,9 @@ def sample_contrast_indices(
       j_k \in \{j : y_j \ne y_i\}
 
     The negatives of an example are drawn uniformly and without replacement; where
-    other classes have fewer examples than asked for, all are taken and repeated.
+    other classes have fewer examples than asked for, all are taken and repeated. The
+    examples of a batch read them off one shuffled order, each from a place of its own:
+    a sort of the training set a call, whatever the batch and the number of negatives.
 
     Args:
       rng: a key for this use.
@@ -116,18 +120,46 @@ def sample_contrast_indices(
     _checks.check_positive(num_negatives=num_negatives)
     _check_indices(indices=indices, all_labels=all_labels)
 
-    rngs = jax.random.split(rng)
-    is_positive = all_labels[indices][:, None] == all_labels[None]
-    # The places of the largest of independent numbers: a sample without replacement.
-    draws = jnp.where(is_positive, -1, jax.random.uniform(rngs[0], is_positive.shape))
-    _, drawn = jax.lax.top_k(draws, min(num_negatives, len(all_labels)))
-    available = jnp.sum(~is_positive, axis=1, keepdims=True, dtype=drawn.dtype)
-    order = jnp.arange(num_negatives, dtype=drawn.dtype)[None]
-    negatives = jnp.take_along_axis(drawn, order % jnp.maximum(available, 1), axis=1)
+    rngs = jax.random.split(rng, 3)
+    shuffled = jax.random.permutation(rngs[0], jnp.arange(len(all_labels), dtype=_INT))
+    labels = all_labels[shuffled]
+    # Places in this order, class by class, ascending in each.
+    places = jnp.argsort(labels, stable=True).astype(_INT)
+    own = all_labels[indices]
+    first, last = (
+        jnp.searchsorted(labels[places], own, side=side).astype(_INT)
+        for side in ("left", "right")
+    )
+    available = jnp.maximum(len(labels) - (last - first), 1)
+    start = jax.random.randint(rngs[1], own.shape, 0, available, _INT)
+    order = start[:, None] + jnp.arange(num_negatives, dtype=_INT)[None]
+    others = _leaving_out(places, first, last, order % available[:, None])
     if positives == "relax":
-        draws = jax.random.uniform(rngs[1], is_positive.shape)
-        indices = jnp.argmax(jnp.where(is_positive, draws, -1), axis=1)
-    return jnp.concatenate([indices.astype(drawn.dtype)[:, None], negatives], axis=1)
+        chosen = jax.random.randint(rngs[2], own.shape, first, last, _INT)
+        indices = shuffled[places[chosen]]
+    return jnp.concatenate([indices.astype(_INT)[:, None], shuffled[others]], axis=1)
+
+
+def _leaving_out(
+    places: jax.Array, first: jax.Array, last: jax.Array, order: jax.Array
+) -> jax.Array:
+    """Where the `order`-th is, counting from 0 and none of `places[first:last]`."""
+
+    def halve(bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = (low + high) // 2
+        counted = places[middle] - (middle - first[:, None])
+        precedes = counted <= order
+        is_open = low < high
+        return (
+            jnp.where(is_open & precedes, middle + 1, low),
+            jnp.where(is_open & ~precedes, middle, high),
+        )
+
+    bounds = tuple(jnp.broadcast_to(x[:, None], order.shape) for x in (first, last))
+    # How many of those left out come before: a search for each at once.
+    low, _ = jax.lax.while_loop(lambda x: jnp.any(x[0] < x[1]), halve, bounds)
+    return order + low - first[:, None]
 
 
 def _check_indices(**arrays: jax.Array) -> None:

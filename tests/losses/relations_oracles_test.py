@@ -297,6 +297,49 @@ def test_contrasts_are_of_the_own_class_and_distinct_ones_of_others(positives):
     assert (first == {(3, 7, 22)}) == (positives == "exact")
 
 
+def test_every_example_of_another_class_is_as_likely_a_negative():
+    labels = jnp.asarray(np.random.default_rng(0).permutation([5] * 12 + [7] * 8 + [9]))
+    indices = jnp.array([2, 4, 11, int(jnp.argmax(labels))])
+    sample = functools.partial(_crd.sample_contrast_indices, positives="relax")
+    keys = jax.random.split(jax.random.key(0), 3000)
+    drawn = np.asarray(
+        jax.jit(jax.vmap(lambda key: sample(key, indices, labels, num_negatives=4)))(
+            keys
+        )
+    )
+    for i, index in enumerate(np.asarray(indices)):
+        others = np.flatnonzero(labels != labels[index])
+        own = np.flatnonzero(labels == labels[index])
+        for column in range(5):
+            allowed = others if column else own
+            found = np.bincount(drawn[:, i, column], minlength=len(labels))
+            assert found.sum() == found[allowed].sum()
+            # Five standard deviations; of numbers drawn by far more tests than these.
+            p = 1 / len(allowed)
+            margin = 5 * np.sqrt(len(keys) * p * (1 - p))
+            assert np.all(np.abs(found[allowed] - len(keys) * p) <= margin)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_asked_for_all_it_takes_each_of_the_others_once(seed):
+    labels = jnp.asarray(np.random.default_rng(seed).integers(0, 4, 30))
+    drawn = _crd.sample_contrast_indices(
+        jax.random.key(seed), jnp.arange(30), labels, num_negatives=29
+    )
+    for index, row in enumerate(np.asarray(drawn)):
+        others = np.flatnonzero(labels != labels[index])
+        assert set(row[1 : 1 + len(others)]) == set(others)
+        assert set(row[1:]) == set(others)
+
+
+def test_two_examples_of_a_batch_have_negatives_of_their_own():
+    labels = jnp.arange(200)
+    drawn = _crd.sample_contrast_indices(
+        jax.random.key(0), jnp.arange(8), labels, num_negatives=10
+    )
+    assert len({tuple(row) for row in np.asarray(drawn[:, 1:])}) == 8
+
+
 def test_too_few_negatives_are_repeated():
     labels = jnp.array([0, 0, 0, 1, 1])
     drawn = _crd.sample_contrast_indices(
