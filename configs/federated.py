@@ -38,7 +38,9 @@ all 6; after Li and Wang, 2019, https://arxiv.org/abs/1910.03581. A round's 5,00
 public images are digested 8 times, in the paper once: in a trial of small perceptrons,
 once gained 2 points in 10 rounds, 8 times 10 points. Published (FEMNIST and CIFAR-100):
 about 20 points above no collaboration. Accepted: 8 points above each client alone, and
-no more than training on all private examples together.
+no more than training on all private examples together. Measured with 10 rounds of 2,000
+out of 10,000 public images (seeds 0 to 2, two CPU cores): alone 44.79 +- 1.09, FedMD
+48.86 +- 0.96, +4.06 (2.79 to 5.34): missed; on all private examples 83.01 +- 2.12.
   python -m kdjax.main --config=configs/federated.py:fedmd \
     --config.dataset.path=data/fashion_mnist.npz \
     --config.federated.public.path=data/mnist.npz
@@ -64,7 +66,7 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     config.log_every_steps = 1  # Rounds.
     config.dataset.name = "fashion_mnist"
     config.dataset.validation = 0
-    config.teacher.model.update(name="cnn")
+    config.teacher.model.update(name="cnn", widths=(32, 64), hidden=512)
     config.student.model.update(name="mlp", hidden=(128,))
     config.teacher.train.num_epochs = 4  # Local, in each round.
     config.student.train.num_epochs = 10
@@ -103,6 +105,8 @@ def _models() -> config_dict.ConfigDict:
 
 
 def _perceptron(config: config_dict.ConfigDict, hidden: tuple[int, ...]) -> None:
+    for argument in ("widths", "hidden"):
+        del config.teacher.model[argument]
     config.teacher.model.update(name="mlp", hidden=hidden)
 
 

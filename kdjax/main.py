@@ -163,10 +163,27 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         return rest
     # The last four are what a config file, or an override of one of its keys, raises.
     except (flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError) as e:
-        text = str(e)
+        text = _unknown_field(e, argv) or str(e)
         if "Traceback" in text:  # ml_collections quotes one; its last line says it all.
             text = text.strip().splitlines()[-1]
         sys.exit(_complain(" ".join(text.split())))
+
+
+def _unknown_field(error: Exception, argv: Sequence[str]) -> str | None:
+    """What ml_collections says of an override in one word, as a sentence."""
+    if error.args and isinstance(error.args[0], KeyError):
+        error = error.args[0]
+    if not isinstance(error, KeyError):
+        return None
+    name, _, hint = str(error.args[0]).partition("\n")
+    name = name.strip("'")
+    for flag in (argument.partition("=")[0] for argument in argv):
+        if flag.startswith("--config.") and name in flag.split("."):
+            return (
+                f"Expected fields that the config has, but of {flag} it has no {name}. "
+                f"{hint or 'What a config file does not set is added in the file.'}"
+            )
+    return None
 
 
 def cli() -> None:

@@ -25,7 +25,8 @@ def vmap(fn: Callable[..., Any], in_axes: Sequence[int | None]) -> Callable[...,
     """`jax.vmap`; on CPU the members one after another, in the same program.
 
     A convolution mapped over its kernels becomes one in groups, for which XLA has no
-    fast form on CPU.
+    fast form on CPU: a gradient of two ResNet-8 on 64 images takes 0.45 s that way on
+    two cores, and 0.11 s this way.
 
     Args:
       fn: of one member.

@@ -107,7 +107,17 @@ def test_a_changed_config_is_refused_and_nothing_is_lost(finished):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--config.distill.temprature=8"], "temprature"),
+        (
+            ["--config.distill.temprature=8"],
+            "of --config.distill.temprature it has no temprature. Did you mean "
+            '"temperature"',
+        ),
+        (
+            ["--config.student.model.widths=(8,16)"],
+            "of --config.student.model.widths it has no widths. What a config file "
+            "does not set is added in the file.",
+        ),
+        (["--config.pupil.model.name=mlp"], "it has no pupil."),
         (["--config.distill.temperature=hot"], "hot"),
         (["--config.distill.alpha=1.5"], "Expected distill.alpha to be a number"),
         (["--config.student.model.name=resnet21"], "resnet20"),

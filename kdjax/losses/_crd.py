@@ -156,9 +156,9 @@ def _leaving_out(
             jnp.where(is_open & ~precedes, middle, high),
         )
 
-    bounds = tuple(jnp.broadcast_to(x[:, None], order.shape) for x in (first, last))
+    low, high = (jnp.broadcast_to(x[:, None], order.shape) for x in (first, last))
     # How many of those left out come before: a search for each at once.
-    low, _ = jax.lax.while_loop(lambda x: jnp.any(x[0] < x[1]), halve, bounds)
+    low, _ = jax.lax.while_loop(lambda x: jnp.any(x[0] < x[1]), halve, (low, high))
     return order + low - first[:, None]
 
 
