@@ -245,6 +245,7 @@ def _figures(experiment: Experiment, workdir: pathlib.Path) -> list[drawing.Draw
             xlabel="Answer",
             title=title,
             digits=0,
+            label="%",
         )
         for i, (title, side) in enumerate(sides.items())
     ]

@@ -128,6 +128,8 @@ def heatmap(
         image = axes.imshow(array, cmap="cividis", aspect="auto", vmin=low, vmax=high)
         axes.grid(False)
         axes.set_xticks(range(len(columns)), columns)
+        if max(map(len, columns)) * len(columns) > 75:  # Letters that fit side by side.
+            axes.set_xticks(axes.get_xticks(), columns, rotation=35, ha="right")
         if len(columns) > 14:
             axes.tick_params(axis="x", labelsize=7)
         axes.set_yticks(range(len(rows)), rows)

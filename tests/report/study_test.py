@@ -2,6 +2,7 @@
 
 import html.parser
 import io
+import itertools
 import json
 
 import numpy as np
@@ -220,3 +221,26 @@ def test_a_value_far_out_does_not_take_all_colours():
         "h", "H.", values[:, :2], rows="ab", columns="cd", ylabel="", xlabel=""
     )
     assert plain.draw().axes[0].images[0].get_clim() == (87.0, 87.9)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        [f"{0.1 * i:.1f}" for i in range(13)],
+        "black blue brown circle gray green no rectangle red teal triangle yellow "
+        "yes".split(),
+    ],
+)
+def test_headings_of_columns_do_not_run_into_each_other(columns):
+    drawn = plots.heatmap(
+        "h", "H.", np.ones((2, 13)), rows="ab", columns=columns, ylabel="", xlabel=""
+    )
+    figure = drawn.draw()
+    figure.canvas.draw()
+    labels = figure.axes[0].get_xticklabels()
+    if labels[0].get_rotation() == 0:
+        boxes = [label.get_window_extent() for label in labels]
+        assert all(a.x1 < b.x0 for a, b in itertools.pairwise(boxes))
+    else:  # Slanted, so that each ends at its column, and begins below those before.
+        assert {label.get_ha() for label in labels} == {"right"}
+    assert (labels[0].get_rotation() == 0) == (max(map(len, columns)) < 4)
