@@ -354,7 +354,7 @@ def federated() -> config_dict.ConfigDict:
         dropout=0.0,  # Probability that a participant is lost in the middle of a round.
         rounds=30,
         public=dict(  # Examples that everybody has, as of another `dataset`.
-            name="mnist",
+            name="mnist",  # Or 'validation': what `dataset.validation` sets aside.
             path=config_dict.placeholder(str),
             data_dir=config_dict.placeholder(str),
         ),

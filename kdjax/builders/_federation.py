@@ -107,6 +107,8 @@ class Federation:
     @functools.cached_property
     def public(self) -> sources.Splits:
         section = self.config.public
+        if section.name == "validation":
+            return self._held_out
         splits = sources.load(
             section.name, path=section.path, data_dir=section.data_dir
         )
@@ -117,6 +119,17 @@ class Federation:
                 f"private data set has, got {shapes[0]}: choose another."
             )
         return splits
+
+    @property
+    def _held_out(self) -> sources.Splits:
+        """What no client has, of the private data set, as a public one."""
+        private = self.parts.splits
+        if not len(private.validation):
+            raise UserError(
+                "Expected dataset.validation to set examples aside for "
+                "federated.public.name='validation', got 0: say how many."
+            )
+        return dataclasses.replace(private, train=private.validation)
 
     def round_training(self, method: str, level: str, seed: int) -> Training:
         train = self.parts.config.teacher.train

@@ -213,6 +213,23 @@ def test_a_mistake_in_fedmd_is_one_sentence(updates, expected):
         federated.build(config)
 
 
+def test_public_images_may_be_those_that_no_client_has():
+    config = _config(**{"federated.methods": ("fedavg", "feddf")})
+    config.dataset.validation, config.federated.public.name = 160, "validation"
+    parts = assemble(config)
+    made = building.Federation(parts, {LEVEL: 1.0})
+    pool = made.round_training("feddf", LEVEL, 0).constants["pool"]
+    held_out = parts.splits.validation
+    np.testing.assert_array_equal(pool, held_out.take(np.arange(160))["image"])
+
+
+def test_of_nothing_set_aside_nothing_is_public():
+    config = _config(**{"federated.methods": ("fedavg", "feddf")})
+    config.dataset.validation, config.federated.public.name = 0, "validation"
+    with pytest.raises(UserError, match=r"Expected dataset\.validation to set"):
+        federated.build(config)
+
+
 def test_images_of_another_size_are_not_public(tmp_path):
     rng = np.random.default_rng(0)
     arrays = {
