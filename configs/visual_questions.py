@@ -15,12 +15,19 @@ student of the question alone has 107 inputs with some 360 answers each: there c
 suffices, and a teacher has nothing to add.
 
 Published: no figure in reach that these could be compared with.
-Measured: not run with this setting.
+Measured (short, below, seeds 0 to 4, two CPU cores, 19 minutes), negative
+log-likelihood in nats: image alone 1.422, soft answer to the question 1.427, soft
+answers to every question 1.320, teacher averaged over questions 1.288: -0.103 (-0.112
+to -0.093), lower on 5 of 5 seeds. Accuracy 37.3, 37.2, 37.1 and 37.2; the teacher who
+knows the question 96.4.
 
 Run:
   python benchmarks/fetch_data.py --out=data easy_vqa
   python -m kdjax.main --config=configs/visual_questions.py \
     --config.dataset.path=data/easy_vqa.npz
+
+Variant short, for two CPU cores: images of 32x32 pixels, a ResNet-8 as teacher for 20
+epochs, 10 epochs for students.
 
 Try it in seconds, on any machine, without a download (eight questions about each of
 the embedded digits):
@@ -33,9 +40,9 @@ from kdjax import default_config
 
 
 def get_config(variant: str = "") -> config_dict.ConfigDict:
-    """Returns the setting above, or a tiny one if `variant` is 'smoke'."""
-    if variant not in ("", "smoke"):
-        raise ValueError(f"Expected variant '' or 'smoke', got {variant!r}.")
+    """Returns the setting above, a sixth of it if `variant` is 'short', or 'smoke'."""
+    if variant not in ("", "short", "smoke"):
+        raise ValueError(f"Expected variant '', 'short' or 'smoke', got {variant!r}.")
 
     config = default_config.get_config("visual_questions")
     config.seeds = (0, 1, 2, 3, 4)
@@ -53,6 +60,11 @@ def get_config(variant: str = "") -> config_dict.ConfigDict:
     config.teacher.train.num_epochs = 120
     # The targets are the distribution itself: no temperature, and no hard term.
     config.distill.update(temperature=1.0, alpha=1.0)
+    if variant == "short":
+        config.teacher.model.name = "resnet8"
+        config.teacher.train.num_epochs = 20
+        config.student.train.num_epochs = 10
+        config.teacher.resize = config.student.resize = 32
     if variant == "smoke":
         default_config.smoke(config)
         config.dataset.validation = 0
