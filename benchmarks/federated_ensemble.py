@@ -14,14 +14,13 @@ Run:
 import argparse
 import json
 import pathlib
-import platform
 import runpy
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax import federation, losses, members
+from kdjax import federation, losses, measure, members
 from kdjax.builders import federated
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "federated.py"
@@ -67,6 +66,7 @@ def main():
     flags = parser.parse_args()
     config = runpy.run_path(str(CONFIG))["get_config"]("mlp")
     config.dataset.path, config.seeds = flags.data, tuple(flags.seeds)
+    config.dataset.validation = 10_000  # What a FedDF of the same clients distils on.
     config.teacher.train.num_epochs = flags.epochs
     config.federated.update(methods=("fedavg",), levels=(0.1,), participation=1.0)
     experiment = federated.build(config)
@@ -78,8 +78,13 @@ def main():
             shown = ", ".join(f"{name} {value:.2f}" for name, value in row.items())
             print(f"seed {seed}, round {index}: {shown}", flush=True)
     if flags.out:
-        about = {"epochs": flags.epochs, "level": 0.1, "cpu": platform.processor()}
-        flags.out.write_text(json.dumps(about | {"accuracies": found}, indent=1) + "\n")
+        about = {
+            "epochs": flags.epochs,
+            "hardware": measure.hardware(),
+            "commit": measure.commit(),
+            "accuracies": found,
+        }
+        flags.out.write_text(json.dumps(about, indent=1) + "\n")
 
 
 if __name__ == "__main__":
