@@ -29,8 +29,8 @@ Measured (seeds 0 to 2, one NVIDIA H200, commit 12dfddd; DAFL with 10 of its 60 
 teacher 98.60, on real images 98.55 +- 0.04, DAFL 97.29 +- 0.14 (noise 90.77 +- 1.10),
 DFAD 52.9 +- 37.6 (46.6, 93.2, 18.9; noise 66.38 +- 0.17), not stable: missed, and not
 tuned after. ZSKT, 2,000 of its 20,000 updates, 256 images, generator of 16 channels,
-two CPU cores: 96.92 +- 0.32 (noise 84.09 +- 0.84). DAFL with the
-LeNets, 1,600 of its 24,000 updates, likewise, one seed: 96.15 (noise 65.19): missed.
+two CPU cores: 96.92 +- 0.32 (noise 84.09 +- 0.84). DAFL with the LeNets, 1,600 of its
+24,000 updates, likewise, one seed: 96.15 (noise 65.19): missed.
 
 Run:
   python benchmarks/fetch_data.py --out=data mnist
