@@ -33,8 +33,8 @@ KD 90.14 +- 0.45; probed 88.68, 87.43 and 89.73: CRD against regression 0.00 (-0
 seeds 0 to 2): from scratch 28.52 +- 1.11, trained further KD 42.41 +- 0.93, regression
 36.22 +- 0.78, CRD 26.09 +- 0.36: missed by CRD.
 Measured (sound, five seeds): from scratch 89.87 +- 2.24, trained further KD 97.40 +-
-0.43, CRD 94.73 +- 0.64, regression 93.27 +- 1.75, all better on 5 of 5 seeds; KD without
-a label 97.40, labels of all pairs 96.67 +- 0.75.
+0.43, CRD 94.73 +- 0.64, regression 93.27 +- 1.75, all better on 5 of 5 seeds; KD
+without a label 97.40, labels of all pairs 96.67 +- 0.75.
 Before that, a trial on MNIST with one seed and a sixth of the training set, test
 accuracies seen, was the reason to add the second comparison, and to let students see
 the pairs 30 times and not 15: from scratch 87.0 %, probed 80.8 (CRD), 81.5 (regression)
