@@ -124,6 +124,11 @@ class Federation:
     def _held_out(self) -> sources.Splits:
         """What no client has, of the private data set, as a public one."""
         private = self.parts.splits
+        if self.config.public.path is not None:
+            raise UserError(
+                "Expected federated.public.name='validation' without a path, as its "
+                f"images are of the private data set, got {self.config.public.path}."
+            )
         if not len(private.validation):
             raise UserError(
                 "Expected dataset.validation to set examples aside for "

@@ -223,10 +223,18 @@ def test_public_images_may_be_those_that_no_client_has():
     np.testing.assert_array_equal(pool, held_out.take(np.arange(160))["image"])
 
 
-def test_of_nothing_set_aside_nothing_is_public():
+@pytest.mark.parametrize(
+    ("validation", "path", "expected"),
+    [
+        (0, None, r"Expected dataset\.validation to set"),
+        (160, "x.npz", r"without a path, .*, got x\.npz"),
+    ],
+)
+def test_what_cannot_be_set_aside_is_not_public(validation, path, expected):
     config = _config(**{"federated.methods": ("fedavg", "feddf")})
-    config.dataset.validation, config.federated.public.name = 0, "validation"
-    with pytest.raises(UserError, match=r"Expected dataset\.validation to set"):
+    config.dataset.validation = validation
+    config.federated.public.update(name="validation", path=path)
+    with pytest.raises(UserError, match=expected):
         federated.build(config)
 
 
