@@ -50,7 +50,7 @@ def rounds(experiment, seed, count):
         yield {
             "mean_probs": accuracy(losses.average_probs(logits, weights=weights)),
             "mean_logits": accuracy(losses.average_logits(logits, weights=weights)),
-            "mean_weights": accuracy(predict(state.variables)),
+            "mean_weights": experiment.accuracy(state.variables),
         }
 
 

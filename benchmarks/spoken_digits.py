@@ -18,8 +18,11 @@ Run:
 """
 
 import argparse
+import functools
 import pathlib
+import re
 import wave
+import zipfile
 
 import numpy as np
 from packages import FetchError
@@ -29,6 +32,7 @@ WINDOW = 256  # Samples: 32 ms.
 SIZE = 28  # Windows, mel bands, and pixels of MNIST.
 FLOOR = -80.0  # Decibels below the loudest.
 TEST = 5  # Recordings of a digit by a speaker that are for the test.
+NAME = re.compile(r"(?P<digit>\d)_[^_]+_(?P<index>\d+)\.wav")
 
 
 def read(path: pathlib.Path) -> np.ndarray:
@@ -47,6 +51,7 @@ def read(path: pathlib.Path) -> np.ndarray:
     return samples.view("<i2")
 
 
+@functools.cache
 def mel_bands() -> np.ndarray:
     """Triangles on the mel scale, `[bands, frequencies]`, of O'Shaughnessy 1987."""
 
@@ -74,10 +79,10 @@ def spectrogram(samples: np.ndarray) -> np.ndarray:
 def sounds(folder: pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Spectrograms and digits of each split, from files as `7_jackson_32.wav`."""
     found: dict[str, list] = {"train": [], "test": []}
-    for path in sorted(folder.glob("*_*_*.wav")):
-        digit, _, index = path.stem.split("_")
-        split = "test" if int(index) < TEST else "train"
-        found[split].append((spectrogram(read(path)), int(digit)))
+    for path in sorted(folder.glob("*.wav")):
+        if name := NAME.fullmatch(path.name):
+            split = "test" if int(name["index"]) < TEST else "train"
+            found[split].append((spectrogram(read(path)), int(name["digit"])))
     if not all(found.values()):
         raise FetchError(
             f"Expected recordings such as 7_jackson_32.wav in {folder}, got "
@@ -90,6 +95,20 @@ def sounds(folder: pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     }
 
 
+def written(path: pathlib.Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Images and labels of each split of `mnist.npz`."""
+    try:
+        with np.load(path) as mnist:
+            return {
+                x: (mnist[f"{x}_images"], mnist[f"{x}_labels"])
+                for x in ("train", "test")
+            }
+    except (KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        raise FetchError(
+            f"Expected {path} as benchmarks/fetch_data.py mnist writes it: {error}."
+        ) from error
+
+
 def pair(
     seen: tuple[np.ndarray, np.ndarray],
     heard: tuple[np.ndarray, np.ndarray],
@@ -100,13 +119,13 @@ def pair(
     images, labels = [], []
     for digit in range(10):
         spectra = np.repeat(heard[0][heard[1] == digit], times, axis=0)
-        written = seen[0][seen[1] == digit][..., 0]
-        if len(written) < len(spectra):
+        digits = seen[0][seen[1] == digit][..., 0]
+        if len(digits) < len(spectra):
             raise FetchError(
                 f"Expected {len(spectra)} images of the digit {digit}, got "
-                f"{len(written)}: lower --images."
+                f"{len(digits)}: lower --images."
             )
-        chosen = written[rng.permutation(len(written))[: len(spectra)]]
+        chosen = digits[rng.permutation(len(digits))[: len(spectra)]]
         images.append(np.concatenate([chosen, spectra], axis=2)[..., None])
         labels.append(np.full(len(spectra), digit, np.int32))
     order = rng.permutation(sum(map(len, labels)))
@@ -125,8 +144,7 @@ def main() -> None:
     flags = parser.parse_args()
     try:
         heard = sounds(flags.recordings)
-        with np.load(flags.mnist) as mnist:
-            seen = {x: (mnist[f"{x}_images"], mnist[f"{x}_labels"]) for x in heard}
+        seen = written(flags.mnist)
         rng = np.random.default_rng(0)
         arrays = {"class_names": np.asarray([str(digit) for digit in range(10)])}
         for split, times in (("train", flags.images), ("test", 1)):

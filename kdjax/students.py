@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kdjax import members
 from kdjax.data import order
 from kdjax.data.loaders import Inputs, ResidentLoader
 from kdjax.steps import TrainState, TrainStep
@@ -52,7 +53,7 @@ def init(
       num_looks: how often the training looks at held-out examples.
       keep_best: whether the variables of the best look are kept.
     """
-    each = jax.tree.map(lambda *x: jnp.stack(x), *states)
+    each = members.stack(states)
     # A copy: the first step may donate the buffers of the parameters.
     best = jax.tree.map(jnp.copy, each.eval_variables) if keep_best else None
     shape = (num_looks, len(states))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from kdjax import federation, losses, networks, schedules, steps
+from kdjax import federation, losses, members, networks, schedules, steps
 from kdjax.builders._checks import plain
 from kdjax.builders._federation import NoBatches, shard_of
 from kdjax.builders._networks import network, optimizer_fn, with_model
@@ -254,7 +254,7 @@ class _Peers:
         groups = {}
         for name, net in self.networks.items():
             each = [net.init(jax.random.fold_in(rng, c)) for c in self.clients[name]]
-            groups[name] = jax.tree.map(lambda *x: jnp.stack(x), *each)
+            groups[name] = members.stack(each)
         return groups
 
     def shapes(self) -> Mapping[str, Variables]:

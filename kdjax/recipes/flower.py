@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax import federation
+from kdjax import federation, members
 from kdjax.builders.federated import Experiment, build
 from kdjax.federation import Broadcast, ServerState, Upload
 from kdjax.recipes import stages as common
@@ -183,7 +183,7 @@ def _stack(
     """Uploads along a first axis, and their weights; nothing for who is missing."""
     nothing = Upload(state.variables, jnp.float32(0))
     each = [nothing if upload is None else upload for upload in uploads]
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *each)
+    stacked = members.stack(each)
     return stacked, np.asarray(stacked.num_examples)
 
 
